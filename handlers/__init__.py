@@ -1,0 +1,1 @@
+"""What travels inside the .mar: from picture bytes to answers. Imports nothing from training/ or serving/."""

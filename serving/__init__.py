@@ -1,0 +1,1 @@
+"""Packaging, the local server, the batch program and the client."""

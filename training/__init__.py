@@ -1,0 +1,1 @@
+"""From EMNIST images to an exported TorchScript model. Never ships to a server."""

@@ -1,0 +1,104 @@
+"""Checkpoints: all that an export needs, and under `resume` all that going on needs.
+
+A checkpoint holds `settings`, `classes`, `weights` (the averaged ones), `temperature`, `samples` (validation images for
+the export to verify itself on), `metrics`, `run`, `data` and `resume`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from training.models import make_model
+from training.settings import OptimizerSettings, Settings, from_dict
+
+NEEDED_BY_EXPORT = {"settings", "classes", "weights", "temperature", "samples"}
+
+
+class CheckpointError(Exception):
+    """A file that is no checkpoint of training.train, or a damaged one."""
+
+
+@dataclass
+class State:
+    """All that changes while training."""
+
+    model: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    best: float = 0.0  # validation accuracy of the best checkpoint
+    seconds: float = 0.0  # spent training and validating, over all resumed parts
+    history: list[dict[str, float]] = field(default_factory=list)  # the lines of metrics.jsonl
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        return parts | {name: getattr(self, name) for name in ("step", "best", "seconds", "history")}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        for name in ("model", "average", "optimizer"):
+            getattr(self, name).load_state_dict(kept[name])
+        for name in ("step", "best", "seconds", "history"):
+            setattr(self, name, kept[name])
+
+
+def new_state(settings: Settings, classes: int, device: torch.device) -> State:
+    model = make_model(settings.model, classes).to(device, memory_format=torch.channels_last)
+    average = AveragedModel(model, multi_avg_fn=_moving_average(settings.schedule.ema), use_buffers=True)
+    return State(model, average, _optimizer(model, settings.optimizer))
+
+
+def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """An exponential moving average whose decay grows with the steps, so that it does not remember the first weights."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        steps = int(count)
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
+        else:  # batch norm counts its batches
+            torch._foreach_copy_(averaged, current)
+
+    return update
+
+
+def _optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """Weight decay is for the weights of convolutions and linear layers alone."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    return torch.optim.AdamW(groups, lr=settings.lr)
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write atomically: a reader finds the old file or the new one, whole."""
+    torch.save(checkpoint, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU. Raises CheckpointError."""
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has a type of its own for every kind of damage
+        raise CheckpointError(f"{path} is not a checkpoint of training.train: {str(error).splitlines()[0]}") from error
+    missing = NEEDED_BY_EXPORT - checkpoint.keys() if isinstance(checkpoint, dict) else NEEDED_BY_EXPORT
+    if missing:
+        raise CheckpointError(f"{path} is not a checkpoint of training.train: it lacks {', '.join(sorted(missing))}")
+    return checkpoint
+
+
+def network_of(checkpoint: dict[str, Any]) -> nn.Module:
+    """The eager network of a checkpoint, with its averaged weights, in eval mode and without gradients."""
+    network = make_model(from_dict(checkpoint["settings"]).model, len(checkpoint["classes"]))
+    network.load_state_dict(checkpoint["weights"])
+    return network.eval().requires_grad_(False)

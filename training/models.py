@@ -1,0 +1,83 @@
+"""The networks that a recipe can name. Each takes float (B, 1, S, S) in 0..1, light on black, and gives logits (B, C).
+
+There is no other normalisation: black is 0, so it equals the zero padding of every convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.settings import ModelSettings
+
+INPUT_SIZE = 28  # pixels
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2016, "Deep Residual Learning", figure 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A stem and one residual block a stage; every stage after the first halves the side."""
+
+    def __init__(self, classes: int, widths: tuple[int, ...], dropout: float) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        inputs = (widths[0], *widths)
+        self.stages = nn.Sequential(*(ResidualBlock(i, o, 1 if n == 0 else 2) for n, (i, o) in enumerate(zip(inputs, widths, strict=False))))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.stages(self.stem(x)))
+        return logits
+
+
+MODELS: dict[str, Callable[[int, ModelSettings], nn.Module]] = {
+    "resnet": lambda classes, settings: ResNet(classes, settings.widths, settings.dropout),
+}
+
+
+def make_model(settings: ModelSettings, classes: int) -> nn.Module:
+    return MODELS[settings.name](classes, settings)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_multiply_adds(model: nn.Module, size: int = INPUT_SIZE) -> int:
+    """Multiply-adds of convolutions and linear layers for one image of `size` x `size` pixels."""
+    total = 0
+
+    def add(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        total += output[0].numel() * weight[0].numel()  # each output value is one product with one filter
+
+    hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    was_training = model.training
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 1, size, size, device=device))
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return total

@@ -1,0 +1,154 @@
+"""A run's settings: one frozen dataclass, filled from a YAML recipe and `--set section.field=value`.
+
+Whatever does not fit is refused with a `SettingsError` that names the field, what is expected, and the nearest known name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+RECIPES = Path(__file__).parent / "recipes"
+STRICT = ConfigDict(extra="forbid")
+
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
+Positive: TypeAlias = Annotated[float, Field(gt=0)]
+Split: TypeAlias = Literal["balanced", "bymerge", "byclass", "letters", "digits", "mnist"]
+
+
+class SettingsError(ValueError):
+    """A recipe or an override that does not fit; the message says what to write instead."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataSettings:
+    train_split: Split = "bymerge"  # the EMNIST split whose `train` file is trained on
+    test_split: Split = "balanced"  # the EMNIST split, of the same classes, whose `test` file is reported
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of each class of the training file, held out
+    validation_limit: Annotated[int, Field(ge=1)] = 100  # at most so many images a class
+    balance: Share = 1.0  # 0: classes as frequent as in the file; 1: each equally often; between: class size ** (1 - balance)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelSettings:
+    name: Literal["resnet"] = "resnet"  # a key of training.models.MODELS
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = (24, 48, 96, 192)  # channels at 28, 14, 7, 4 pixels
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the last layer
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimizerSettings:
+    name: Literal["sgd", "adamw"] = "sgd"  # sgd is with Nesterov momentum
+    lr: Positive = 0.15  # the peak of the schedule
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
+    weight_decay: NotNegative = 5e-4  # not on biases and batch norm
+
+
+@dataclass(frozen=True, config=STRICT)
+class ScheduleSettings:
+    epochs: Positive = 16.0  # one epoch is as many images as the training part has
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    warmup: Share = 0.15  # share of the steps in which lr rises linearly; then it falls as a half cosine
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay a step of the averaged weights, which are validated and exported
+
+
+@dataclass(frozen=True, config=STRICT)
+class AugmentSettings:
+    """Magnitudes are the ends of uniform distributions; lengths are pixels of the image."""
+
+    rotation: NotNegative = 12.0  # degrees
+    shear: NotNegative = 0.2
+    scale: Share = 0.12
+    shift: NotNegative = 2.0  # pixels
+    elastic: NotNegative = 1.0  # pixels, standard deviation of a smooth displacement
+    stroke: Share = 0.2  # share of images whose strokes are made thinner or thicker
+    blur: Share = 0.1  # share of images that are softened
+
+
+@dataclass(frozen=True, config=STRICT)
+class Settings:
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
+    augment: AugmentSettings = dataclasses.field(default_factory=AugmentSettings)
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the processor multiplies in it
+    compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: where a compiler is at hand
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts that `from_dict` and YAML read back."""
+        plain: dict[str, Any] = TypeAdapter(Settings).dump_python(self, mode="json")
+        return plain
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Settings:
+    """Read a recipe by its name in training/recipes/, or by a path that ends in .yaml, then apply `a.b=value` overrides."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        raise SettingsError(f"no recipe '{name}'{_nearest(name, recipe_names())}; there are: {', '.join(recipe_names())}")
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path} must map sections to fields, not hold {tree!r}")
+    return from_dict(tree, overrides)
+
+
+def from_dict(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Settings:
+    """Build Settings from nested dicts (changed in place), then apply `a.b=value` overrides."""
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise SettingsError(f"--set takes section.field=value, not '{override}'")
+        branch = tree
+        *parents, leaf = key.strip().split(".")
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise SettingsError(f"'{key}': '{parent}' is a value and has no fields")
+        try:
+            branch[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--set {override}: the value is not valid YAML: {error}") from error
+    try:
+        return TypeAdapter(Settings).validate_python(tree)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(dict(e)) for e in error.errors())) from error
+
+
+def _explain(error: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "unexpected_keyword_argument":
+        return f"unknown setting '{where}'{_nearest(where, _field_names(Settings))}"
+    return f"'{where}' cannot be {error['input']!r}: {error['msg'].lower()}"
+
+
+def _field_names(cls: Any, prefix: str = "") -> list[str]:
+    names = []
+    for f in dataclasses.fields(cls):
+        section = f.default_factory
+        nested = isinstance(section, type) and dataclasses.is_dataclass(section)
+        names += _field_names(section, f"{prefix}{f.name}.") if nested else [prefix + f.name]
+    return names
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The known name nearest to `name`, by the whole or by its last part, as the end of an error message."""
+    by_leaf = {k.rsplit(".", 1)[-1]: k for k in known}
+    near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name.rsplit(".", 1)[-1], by_leaf, n=1)
+    return f"; did you mean '{by_leaf.get(near[0], near[0])}'?" if near else ""
