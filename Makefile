@@ -1,0 +1,69 @@
+# Every verb of the project. `make help` lists them.
+
+PYTHON      ?= python3.11
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+RECIPE      ?= flagship
+EMNIST_ROOT ?=
+NAME        ?= $(RECIPE)
+MODEL       ?= serving/models/emnist.pt
+PORT        ?= 8080
+
+VENV       := .venv
+TRAIN_VENV := .venv-train
+PY         := $(VENV)/bin/python
+# Training needs the big environment for a GPU, and for the download of EMNIST by torchvision.
+TRAIN_PY   := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu)),$(PY),$(TRAIN_VENV)/bin/python)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve mar batch train test test-slow check format bench clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME EMNIST_ROOT MODEL PORT"
+
+demo: $(VENV)/ready ## package the model, serve it, send the samples, score them, compare
+	@$(PY) -m serving.demo --model $(MODEL)
+
+serve: mar ## serve MODEL on PORT until Ctrl-C
+	@$(PY) -m serving.local --port $(PORT)
+
+mar: $(VENV)/ready ## package MODEL into build/emnist.mar
+	@$(PY) -m serving.package --model $(MODEL)
+
+train: $(dir $(TRAIN_PY))../ready ## train RECIPE into runs/NAME; EMNIST_ROOT: the folder that holds EMNIST/raw
+	$(TRAIN_PY) -m training.train --recipe $(RECIPE) --name $(NAME) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
+
+bench: $(VENV)/ready ## time preparation, network and batch against their limits
+	@$(PY) -m serving.bench --model $(MODEL)
+
+test: $(VENV)/ready ## the tests that need nothing but .venv
+	@$(PY) -m pytest
+
+test-slow: $(VENV)/ready ## the slow tests; some need EMNIST_ROOT
+	@EMNIST_ROOT=$(EMNIST_ROOT) $(PY) -m pytest -m slow
+
+check: $(VENV)/ready ## lint, format and types; only reports
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(VENV)/ready ## fix what ruff can fix
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean: ## remove the environments and what was built; runs/ stays
+	rm -rf $(VENV) $(TRAIN_VENV) build .pytest_cache .mypy_cache .ruff_cache
+
+# Torch comes first and alone: with its CPU index, so that the gigabytes of CUDA stay away.
+$(VENV)/ready: requirements/torch.txt requirements/serve.txt requirements/dev.txt
+	@echo "installing the environment $(VENV) (about a minute; torch is the largest part)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+$(TRAIN_VENV)/ready: requirements/train.lock
+	@echo "installing the training environment $(TRAIN_VENV) (CUDA torch: some GB, a few minutes)"
+	@$(PYTHON) -m venv $(TRAIN_VENV)
+	@$(TRAIN_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/train.lock
+	@touch $@

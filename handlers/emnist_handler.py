@@ -1,0 +1,44 @@
+"""TorchServe's side of the service: rows from its context into `protocol`, replies back. The only file that imports ts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from ts.torch_handler.base_handler import BaseHandler
+
+from handlers import protocol
+from handlers.recognizer import Recognizer
+
+
+class EmnistHandler(BaseHandler):  # type: ignore[misc]  # ts has no types; and a handler's module must define one class only
+    """Reads characters; one bad picture is its own 4xx, never its neighbours'."""
+
+    def initialize(self, context: Any) -> None:
+        """Load the archive's model and run every batch size once, so that no request pays for it."""
+        properties = context.system_properties
+        wanted = (context.model_yaml_config or {}).get("deviceType", "cpu")
+        gpu = properties.get("gpu_id")
+        if wanted == "gpu" and (gpu is None or not torch.cuda.is_available()):
+            raise RuntimeError("model-config.yaml asks for deviceType gpu, and no GPU is visible to this worker")
+        torch.set_num_threads(1)  # the workers are as many as the cores
+        cv2.setNumThreads(1)
+        model = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]
+        self.recognizer = Recognizer(model, f"cuda:{gpu}" if wanted == "gpu" else "cpu")
+        size = self.recognizer.input_size
+        for count in range(1, int(properties.get("batch_size") or 1) + 1):
+            self.recognizer.probabilities(np.zeros((count, size, size), np.uint8))
+        self.initialized = True
+
+    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """Answer a batch of requests, each with its own status."""
+        replies = protocol.answer_rows(self.recognizer, data)
+        for index, reply in enumerate(replies):
+            context.set_response_status(code=reply.status, idx=index)
+            context.set_response_header(index, "content-type", "application/json")
+            context.set_response_header(index, "X-Model-Version", self.recognizer.version)
+        return [reply.body for reply in replies]

@@ -1,0 +1,309 @@
+"""A directory of pictures -> CSV, one row a picture.
+
+    python -m serving.batch --input DIR [--output FILE] [--alphabet alnum] [--format csv|ascii] [--min-confidence P]
+
+Pictures are decoded in processes and scored here in batches of one fixed size, so that an answer does not depend on
+which pictures it shared a batch with. Exit codes: 0 done (bad pictures are rows), 2 wrong use, 3 no picture found, 1 other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import signal
+import stat
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from handlers.labels import ALPHABET_NAMES, DEFAULT_ALPHABET, UnknownAlphabet
+from handlers.preprocessing import InvalidImage, read_image
+from handlers.recognizer import ModelError, Recognizer, read
+from serving.package import DEFAULT_MODEL
+
+log = logging.getLogger(__name__)
+
+DEFAULT_INPUT = Path(__file__).resolve().parent / "samples"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+HEADER = ("path", "character", "ascii", "confidence", "status", "error")
+CHUNK = 64  # pictures that a decoding process takes at a time
+BATCH = 256  # pictures in one pass of the network; the last pass is padded to it
+CHUNKS_AHEAD = 4  # decoded or in decoding, for each process: bounds the memory
+MAX_FILE_BYTES = 256 * 1024 * 1024
+
+DONE, FAILED, WRONG_USE, NO_PICTURES = 0, 1, 2, 3
+
+
+class UsageError(Exception):
+    """A call that cannot be carried out as given; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    input: Path
+    output: Path | None  # None: standard output
+    alphabet: str
+    format: str  # csv or ascii
+    min_confidence: float
+    model: Path
+    processes: int
+
+
+class Row(NamedTuple):
+    """A line of the CSV."""
+
+    path: str
+    character: str = ""
+    ascii: str = ""
+    confidence: str = ""
+    status: str = "error"
+    error: str = ""
+
+
+class Decoded(NamedTuple):
+    """One picture, prepared uint8 (S, S), or why not, as "code: message"."""
+
+    image: npt.NDArray[np.uint8] | None
+    error: str = ""
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Every file below `folder` with a picture's suffix, as `folder` joined with its relative path, in code-point order.
+
+    Linked folders are not followed, so a circle of links ends.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"cannot list {error.filename}: {error.strerror}")
+
+    found = []
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        found += [os.path.join(parent, name) for name in names if name.lower().endswith(SUFFIXES)]
+    return sorted(path.replace(os.sep, "/") for path in found)
+
+
+def decode_file(path: str, size: int) -> Decoded:
+    """Read and prepare one file; whatever is wrong with it becomes its error."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return Decoded(None, "unreadable: not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            return Decoded(None, f"image_too_large: a file of {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+        return Decoded(read_image(Path(path).read_bytes(), size))
+    except InvalidImage as error:
+        return Decoded(None, f"{error.code}: {error}")
+    except OSError as error:
+        return Decoded(None, f"unreadable: {error.strerror or error}")
+    except Exception as error:  # a fault of ours costs this row only
+        return Decoded(None, f"internal_error: {type(error).__name__}: {error}")
+
+
+def decode_chunk(paths: Sequence[str], size: int) -> list[Decoded]:
+    return [decode_file(path, size) for path in paths]
+
+
+def _start_decoder() -> None:
+    """Ctrl-C is for the main process, which ends its decoders itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+
+
+def decode_all(paths: Sequence[str], size: int, processes: int) -> Iterator[list[Decoded]]:
+    """Decode `paths` in order, a chunk at a time; in this process if a single chunk holds them all."""
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    if len(chunks) <= 1 or processes <= 1:
+        yield from (decode_chunk(chunk, size) for chunk in chunks)
+        return
+    context = multiprocessing.get_context("forkserver")  # torch has threads by now, which a plain fork would break
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_decoder) as pool:
+        ahead: deque[Future[list[Decoded]]] = deque()
+        try:
+            for chunk in chunks:
+                ahead.append(pool.submit(decode_chunk, chunk, size))
+                if len(ahead) >= CHUNKS_AHEAD * processes:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def score(recognizer: Recognizer, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+    """Class probabilities (N, C) of up to BATCH images, computed in a batch that is padded to BATCH."""
+    batch = np.zeros((BATCH, recognizer.input_size, recognizer.input_size), np.uint8)
+    batch[: len(images)] = images
+    return recognizer.probabilities(batch)[: len(images)]
+
+
+def batches(paths: Sequence[str], decoded: Iterable[list[Decoded]]) -> Iterator[list[tuple[str, Decoded]]]:
+    """Pair paths with pictures and cut them into lists that hold at most BATCH pictures that decoded."""
+    waiting: list[tuple[str, Decoded]] = []
+    good = 0
+    for path, picture in zip(paths, (p for chunk in decoded for p in chunk), strict=True):
+        waiting.append((path, picture))
+        good += picture.image is not None
+        if good == BATCH:
+            yield waiting
+            waiting, good = [], 0
+    if waiting:
+        yield waiting
+
+
+def rows(settings: Settings, recognizer: Recognizer, paths: Sequence[str]) -> Iterator[Row]:
+    """One row a path, in order."""
+    fold = recognizer.fold(settings.alphabet)
+    for batch in batches(paths, decode_all(paths, recognizer.input_size, settings.processes)):
+        images = [picture.image for _, picture in batch if picture.image is not None]
+        probabilities = iter(score(recognizer, images) if images else ())
+        for path, picture in batch:
+            if picture.image is None:
+                yield Row(path, error=picture.error)
+                continue
+            answer = read(next(probabilities), fold, top_k=1)
+            status = "ok" if answer.confidence >= settings.min_confidence else "rejected"
+            yield Row(path, answer.character, str(ord(answer.character)), f"{answer.confidence:.4f}", status)
+
+
+def csv_writer(stream: IO[str]) -> Callable[[Row], None]:
+    """A function that writes rows as RFC 4180 asks, after the header."""
+    writer = csv.writer(stream)
+    writer.writerow(HEADER)
+    return lambda row: writer.writerow(row)
+
+
+def ascii_writer(stream: IO[str]) -> Callable[[Row], None]:
+    """A function that writes `065, path` for a row that is ok and names the others on stderr."""
+
+    def write(row: Row) -> None:
+        if row.status == "ok":
+            stream.write(f"{int(row.ascii):03d}, {row.path}\n")
+        else:
+            log.warning("skipped %s: %s", row.path, row.error or f"confidence {row.confidence} is below --min-confidence")
+
+    return write
+
+
+WRITERS = {"csv": csv_writer, "ascii": ascii_writer}
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[IO[str]]:
+    """A text file that appears under `path` once it is complete, and not at all if anything fails."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        # A name that is not UTF-8 is written with its bytes as \udcXX, so that the file is.
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def run(settings: Settings) -> int:
+    """Score the directory; returns the exit code. Raises UsageError, ModelError, OSError."""
+    started = time.perf_counter()
+    if not settings.input.is_dir():
+        raise UsageError(f"--input {settings.input}: there is no such folder")
+    recognizer = Recognizer(settings.model)
+    try:
+        recognizer.fold(settings.alphabet)
+    except UnknownAlphabet as error:
+        raise UsageError(f"--alphabet: {error}") from error
+    counts: Counter[str] = Counter(ok=0, rejected=0, error=0)
+    with contextlib.ExitStack() as stack:
+        if settings.output is None:
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
+            stream: IO[str] = sys.stdout
+        else:
+            try:
+                stream = stack.enter_context(atomic(settings.output))
+            except OSError as error:
+                raise UsageError(f"--output {settings.output} cannot be written: {error.strerror}") from error
+        paths = find_pictures(settings.input)
+        write = WRITERS[settings.format](stream)
+        for row in tqdm(rows(settings, recognizer, paths), total=len(paths), unit="img", disable=None):
+            write(row)
+            counts[row.status] += 1
+        stream.flush()
+    seconds = time.perf_counter() - started
+    log.info("%d pictures in %.1f s: %s", len(paths), seconds, ", ".join(f"{n} {status}" for status, n in counts.items()))
+    if settings.output is not None:
+        meta = {
+            "input": str(settings.input),
+            "model": {"file": settings.model.name, "version": recognizer.version},
+            "alphabet": settings.alphabet,
+            "min_confidence": settings.min_confidence,
+            "pictures": len(paths),
+            "counts": dict(counts),
+            "seconds": round(seconds, 3),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__},
+        }
+        with atomic(settings.output.with_name(f"{settings.output.name}.meta.json")) as stream:
+            json.dump(meta, stream, indent=2)
+    if not paths:
+        log.warning("no picture found below %s (looked for %s)", settings.input, ", ".join(SUFFIXES))
+        return NO_PICTURES
+    return DONE
+
+
+def probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serving.batch", description="Score a directory of pictures, one CSV row a picture.")
+    parser.add_argument("--input", type=Path, default=DEFAULT_INPUT, help="the directory, searched recursively; default: the bundled samples")
+    parser.add_argument("--output", type=Path, help="the file to write, with FILE.meta.json beside it; default: standard output")
+    parser.add_argument("--alphabet", default=DEFAULT_ALPHABET, help=f"one of {', '.join(ALPHABET_NAMES)}; default: %(default)s")
+    parser.add_argument("--format", choices=sorted(WRITERS), default="csv", help="ascii: lines as '065, path'; default: %(default)s")
+    parser.add_argument("--min-confidence", type=probability, default=0.0, metavar="P", help="answers below P get the status 'rejected'")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="the exported model")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="decoding processes; default: the cores, %(default)s")
+    settings = Settings(**vars(parser.parse_args(argv)))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run(settings)
+    except UsageError as error:
+        log.error("batch: %s", error)
+        return WRONG_USE
+    except KeyboardInterrupt:
+        log.error("batch: interrupted; nothing was written")
+        return FAILED
+    except BrokenPipeError:  # the reader of standard output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except BrokenProcessPool:
+        log.error("batch: a decoding process was killed, perhaps for lack of memory; try --processes 1")
+        return FAILED
+    except (ModelError, OSError) as error:
+        log.error("batch: %s", error)
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

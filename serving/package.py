@@ -1,0 +1,65 @@
+"""emnist.pt and handlers/ -> emnist.mar, the archive that TorchServe loads.
+
+    python -m serving.package [--model serving/models/emnist.pt] [--output build/emnist.mar]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from handlers.recognizer import ModelError, Recognizer
+
+HERE = Path(__file__).resolve().parent
+HANDLERS = HERE.parent / "handlers"
+ENTRY = HANDLERS / "emnist_handler.py"
+DEFAULT_MODEL = HERE / "models" / "emnist.pt"
+DEFAULT_OUTPUT = Path("build/emnist.mar")
+ARCHIVER_TIMEOUT_S = 120
+
+
+def package(model: Path, output: Path) -> str:
+    """Write the archive to `output`, whose stem is the model's name on the server. Returns the model's version.
+
+    Raises ModelError if `model` is no exported model, RuntimeError if the archiver fails.
+    """
+    version = Recognizer(model).version
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Path(folder) / "extra" / "handlers"  # keeps its name in the archive, so imports read the same there and here
+        stage.mkdir(parents=True)
+        for module in sorted(HANDLERS.glob("*.py")):
+            if module != ENTRY:
+                shutil.copyfile(module, stage / module.name)
+        command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", output.stem, "--version", version]
+        command += ["--serialized-file", str(model), "--handler", str(ENTRY), "--extra-files", str(stage.parent)]
+        command += ["--config-file", str(HERE / "model-config.yaml"), "--export-path", folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ARCHIVER_TIMEOUT_S, check=False)
+        made = Path(folder) / f"{output.stem}.mar"
+        if done.returncode != 0 or not made.is_file():
+            raise RuntimeError(f"torch-model-archiver failed: {(done.stderr or done.stdout).strip()}")
+        shutil.move(made, output)
+    return version
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serving.package", description="Package an exported model for TorchServe.")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    arguments = parser.parse_args(argv)
+    try:
+        version = package(arguments.model, arguments.output)
+    except (ModelError, RuntimeError, OSError) as error:
+        print(f"package: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.output}: model version {version}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
