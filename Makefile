@@ -11,8 +11,9 @@ PORT        ?= 8080
 VENV       := .venv
 TRAIN_VENV := .venv-train
 PY         := $(VENV)/bin/python
+PIP        := $(PY) -m pip install --quiet --disable-pip-version-check
 # Training needs the big environment for a GPU, and for the download of EMNIST by torchvision.
-TRAIN_PY   := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu)),$(PY),$(TRAIN_VENV)/bin/python)
+TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu)),$(VENV),$(TRAIN_VENV))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve mar batch train test test-slow check format bench clean
@@ -30,8 +31,8 @@ serve: mar ## serve MODEL on PORT until Ctrl-C
 mar: $(VENV)/ready ## package MODEL into build/emnist.mar
 	@$(PY) -m serving.package --model $(MODEL)
 
-train: $(dir $(TRAIN_PY))../ready ## train RECIPE into runs/NAME; EMNIST_ROOT: the folder that holds EMNIST/raw
-	$(TRAIN_PY) -m training.train --recipe $(RECIPE) --name $(NAME) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
+train: $(TRAIN_ENV)/ready ## train RECIPE into runs/NAME; EMNIST_ROOT: the folder that holds EMNIST/raw
+	$(TRAIN_ENV)/bin/python -m training.train --recipe $(RECIPE) --name $(NAME) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
 
 bench: $(VENV)/ready ## time preparation, network and batch against their limits
 	@$(PY) -m serving.bench --model $(MODEL)
@@ -54,12 +55,14 @@ format: $(VENV)/ready ## fix what ruff can fix
 clean: ## remove the environments and what was built; runs/ stays
 	rm -rf $(VENV) $(TRAIN_VENV) build .pytest_cache .mypy_cache .ruff_cache
 
-# Torch comes first and alone: with its CPU index, so that the gigabytes of CUDA stay away.
+# Torch comes first, alone and without what it depends on: only it is looked for in the CPU index, which keeps the gigabytes
+# of CUDA away; an index that cannot be reached costs seconds for every package that is looked for in it.
 $(VENV)/ready: requirements/torch.txt requirements/serve.txt requirements/dev.txt
-	@echo "installing the environment $(VENV) (about a minute; torch is the largest part)"
+	@echo "installing the environment $(VENV) (a minute or two): torch ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@$(PIP) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@echo "... and the rest"
+	@$(PIP) -r requirements/torch.txt -r requirements/dev.txt
 	@touch $@
 
 $(TRAIN_VENV)/ready: requirements/train.lock

@@ -16,13 +16,14 @@ from typing import TypeAlias
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Grey: TypeAlias = npt.NDArray[np.uint8]  # (H, W)
 Mask: TypeAlias = npt.NDArray[np.bool_]  # (H, W)
 
 SIZE = 28  # pixels a side of what the network sees
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")  # how files of these formats begin
 MAX_PIXELS = 64_000_000  # a picture of more is refused before it is decoded
 WORK_SIDE = 320  # pixels; larger pictures are shrunk to this long side
 SKETCH_SIDE = 96  # pixels; light and polarity are judged on a picture of this long side
@@ -33,6 +34,7 @@ FRAGMENT_SHARE = 0.35  # of the main stroke's area: smaller pieces that touch th
 BACKGROUND_WINDOW = 0.45  # of the side: wider than any stroke, so that a grey opening leaves the paper alone
 FRAME_BAND = 0.25  # of the side: how far from the edge a box's line may lie
 FRAME_WIDTH = 0.16  # of the side: the widest line of a box
+FRAME_STRAIGHT = 0.7  # of a line's length: how much of it must be equally wide
 FRAME_SPAN = 0.9  # of the side: the shortest line of a box
 
 GLYPH_SIDE = 50  # pixels of the glyph's long side before the blur: its usual size in NIST's 128-pixel fields
@@ -71,7 +73,9 @@ def decode(data: bytes) -> Grey:
         raise
     except Image.DecompressionBombError as error:
         raise InvalidImage("image_too_large", f"too many pixels; at most {MAX_PIXELS // 1_000_000} million are read") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
+        if data.startswith(SIGNATURES):
+            raise InvalidImage("invalid_image", "the picture is damaged: its header cannot be read") from error
         raise InvalidImage("unsupported_format", f"not a picture in one of these formats: {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise InvalidImage("invalid_image", f"the picture is damaged: {error}") from error
@@ -124,17 +128,35 @@ def shrink(grey: Grey, side: int) -> Grey:
 
 
 def light_ink(grey: Grey) -> Grey:
-    """Invert the picture if its ink is dark. Paper is the side of the threshold that holds the larger empty disc.
+    """Invert the picture if its ink is dark.
 
-    The picture's edge does not bound a disc, so paper may be tight around the character; strokes and frames are thin.
+    A straight band of one tone along the edge is a box, of the ink's tone. Else paper is the side of the threshold that
+    holds the larger empty disc; the edge does not bound a disc, for paper may be tight around a bold character.
     """
     sketch = cv2.medianBlur(shrink(grey, SKETCH_SIDE), 3)
     window = (2 * (sketch.shape[1] // 3) + 1, 2 * (sketch.shape[0] // 3) + 1)
     contrast = sketch.astype(np.int16) - cv2.blur(sketch, window, borderType=cv2.BORDER_REFLECT_101)
     levels = _uint8(np.clip(contrast // 2 + 128, 0, 255))
-    _, light = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    light_disc, dark_disc = (cv2.distanceTransform(side, cv2.DIST_L2, 3).max() for side in (light, cv2.bitwise_not(light)))
-    return _uint8(cv2.bitwise_not(grey)) if light_disc > dark_disc else grey
+    light = _uint8(cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1])
+    edge = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
+    edge_is_light = bool(np.median(edge) > 0)
+    if _is_straight_band((light > 0) == edge_is_light):
+        ink_is_light = edge_is_light
+    else:
+        light_disc, dark_disc = (cv2.distanceTransform(side, cv2.DIST_L2, 3).max() for side in (light, cv2.bitwise_not(light)))
+        ink_is_light = bool(light_disc <= dark_disc)
+    return grey if ink_is_light else _uint8(cv2.bitwise_not(grey))
+
+
+def _is_straight_band(mask: Mask) -> bool:
+    """Whether what is set along the edge is equally wide, and not wider than a box's line, on at least three sides."""
+    straight = 0
+    for view in (mask, mask[::-1], mask.T, mask.T[::-1]):
+        widths = np.where(view.all(axis=0), len(view), view.argmin(axis=0))  # from the edge to the first that is not set
+        width = np.median(widths)
+        if 0 < width <= FRAME_WIDTH * len(view) + 1:
+            straight += bool((np.abs(widths - width) <= 1).mean() >= FRAME_STRAIGHT)
+    return straight >= 3
 
 
 def is_framed_as_emnist(light: Grey) -> bool:

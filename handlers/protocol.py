@@ -24,8 +24,7 @@ log = logging.getLogger(__name__)
 PICTURE_FIELDS = ("data", "body")
 PARAMETERS = ("alphabet", "top_k")
 HOW_TO_SEND = (
-    "send the picture's bytes as the body with 'Content-Type: application/octet-stream' (or image/png and the like), "
-    "or as the multipart field 'data'"
+    "send the picture's bytes as the body with 'Content-Type: application/octet-stream' (or image/png and the like), or as the multipart field 'data'"
 )
 STATUS = {  # HTTP status by error code
     "bad_request": 400,

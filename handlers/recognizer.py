@@ -50,7 +50,9 @@ class Recognizer:
         extra = {META_FILE: ""}
         try:
             self.version = hashlib.sha256(path.read_bytes()).hexdigest()[:VERSION_DIGITS]
-            module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(path), map_location=device, _extra_files=extra
+            )
             self.meta: dict[str, Any] = json.loads(extra[META_FILE])
             self.classes = tuple(str(label) for label in self.meta["classes"])
             self.input_size = int(self.meta["input_size"])
@@ -72,9 +74,7 @@ class Recognizer:
             result: npt.NDArray[np.float32] = self._module(batch).cpu().numpy()
         return result
 
-    def predict(
-        self, images: npt.NDArray[np.uint8], alphabet: str = DEFAULT_ALPHABET, top_k: int = DEFAULT_TOP_K
-    ) -> list[Prediction]:
+    def predict(self, images: npt.NDArray[np.uint8], alphabet: str = DEFAULT_ALPHABET, top_k: int = DEFAULT_TOP_K) -> list[Prediction]:
         """Read images uint8 (B, S, S) as characters of `alphabet`; each answer holds `top_k` of them in all."""
         return [read(row, self.fold(alphabet), top_k) for row in self.probabilities(images)]
 

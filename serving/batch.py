@@ -13,16 +13,13 @@ import contextlib
 import csv
 import json
 import logging
-import multiprocessing
 import os
 import platform
 import signal
-import stat
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,19 +32,15 @@ import torch
 from tqdm import tqdm
 
 from handlers.labels import ALPHABET_NAMES, DEFAULT_ALPHABET, UnknownAlphabet
-from handlers.preprocessing import InvalidImage, read_image
 from handlers.recognizer import ModelError, Recognizer, read
 from serving.package import DEFAULT_MODEL
+from serving.pictures import SUFFIXES, Decoded, decode_all, find_pictures
 
 log = logging.getLogger(__name__)
 
 DEFAULT_INPUT = Path(__file__).resolve().parent / "samples"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 HEADER = ("path", "character", "ascii", "confidence", "status", "error")
-CHUNK = 64  # pictures that a decoding process takes at a time
-BATCH = 256  # pictures in one pass of the network; the last pass is padded to it
-CHUNKS_AHEAD = 4  # decoded or in decoding, for each process: bounds the memory
-MAX_FILE_BYTES = 256 * 1024 * 1024
+BATCH = 64  # pictures in one pass of the network; the last pass is padded to it
 
 DONE, FAILED, WRONG_USE, NO_PICTURES = 0, 1, 2, 3
 
@@ -76,75 +69,6 @@ class Row(NamedTuple):
     confidence: str = ""
     status: str = "error"
     error: str = ""
-
-
-class Decoded(NamedTuple):
-    """One picture, prepared uint8 (S, S), or why not, as "code: message"."""
-
-    image: npt.NDArray[np.uint8] | None
-    error: str = ""
-
-
-def find_pictures(folder: Path) -> list[str]:
-    """Every file below `folder` with a picture's suffix, as `folder` joined with its relative path, in code-point order.
-
-    Linked folders are not followed, so a circle of links ends.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise UsageError(f"cannot list {error.filename}: {error.strerror}")
-
-    found = []
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        found += [os.path.join(parent, name) for name in names if name.lower().endswith(SUFFIXES)]
-    return sorted(path.replace(os.sep, "/") for path in found)
-
-
-def decode_file(path: str, size: int) -> Decoded:
-    """Read and prepare one file; whatever is wrong with it becomes its error."""
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            return Decoded(None, "unreadable: not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            return Decoded(None, f"image_too_large: a file of {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
-        return Decoded(read_image(Path(path).read_bytes(), size))
-    except InvalidImage as error:
-        return Decoded(None, f"{error.code}: {error}")
-    except OSError as error:
-        return Decoded(None, f"unreadable: {error.strerror or error}")
-    except Exception as error:  # a fault of ours costs this row only
-        return Decoded(None, f"internal_error: {type(error).__name__}: {error}")
-
-
-def decode_chunk(paths: Sequence[str], size: int) -> list[Decoded]:
-    return [decode_file(path, size) for path in paths]
-
-
-def _start_decoder() -> None:
-    """Ctrl-C is for the main process, which ends its decoders itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-
-
-def decode_all(paths: Sequence[str], size: int, processes: int) -> Iterator[list[Decoded]]:
-    """Decode `paths` in order, a chunk at a time; in this process if a single chunk holds them all."""
-    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-    if len(chunks) <= 1 or processes <= 1:
-        yield from (decode_chunk(chunk, size) for chunk in chunks)
-        return
-    context = multiprocessing.get_context("forkserver")  # torch has threads by now, which a plain fork would break
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_decoder) as pool:
-        ahead: deque[Future[list[Decoded]]] = deque()
-        try:
-            for chunk in chunks:
-                ahead.append(pool.submit(decode_chunk, chunk, size))
-                if len(ahead) >= CHUNKS_AHEAD * processes:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def score(recognizer: Recognizer, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
@@ -187,7 +111,7 @@ def csv_writer(stream: IO[str]) -> Callable[[Row], None]:
     """A function that writes rows as RFC 4180 asks, after the header."""
     writer = csv.writer(stream)
     writer.writerow(HEADER)
-    return lambda row: writer.writerow(row)
+    return writer.writerow
 
 
 def ascii_writer(stream: IO[str]) -> Callable[[Row], None]:

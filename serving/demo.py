@@ -1,6 +1,6 @@
 """The whole path once: package the model, serve it, send the samples, score the same folder, and compare row by row.
 
-    python -m serving.demo
+python -m serving.demo
 """
 
 from __future__ import annotations

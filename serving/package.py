@@ -1,6 +1,6 @@
 """emnist.pt and handlers/ -> emnist.mar, the archive that TorchServe loads.
 
-    python -m serving.package [--model serving/models/emnist.pt] [--output build/emnist.mar]
+python -m serving.package [--model serving/models/emnist.pt] [--output build/emnist.mar]
 """
 
 from __future__ import annotations

@@ -1,4 +1,113 @@
-"""The model card of an exported model."""
+"""The model card of an exported model, written from what rides in its file.
+
+    python -m training.card MODEL.pt OUT.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from handlers.recognizer import ModelError, Recognizer
+
+LIMITS = """\
+- One character a picture. Words, lines and printed text were not trained on.
+- Some characters cannot be told apart alone: 0 and O, 1 and I and L, 9 and g and q, 5 and S, 2 and Z, F and f. They make
+  most of the errors; alternatives come with each answer, and an alphabet that holds one of the two settles the case.
+- The writers are those of NIST Special Database 19: employees of the US Census Bureau and high-school pupils, in the 1990s.
+  Other hands, other alphabets and accents (É, ß, Ø) are outside.
+- Confidence is calibrated on images like EMNIST's; on pictures that are worse it tends to be too high.
+- Not for decisions about people without someone who looks at the pictures of low confidence."""
+
+
+def card(recognizer: Recognizer) -> str:
+    """The card as Markdown."""
+    meta = recognizer.meta
+    data, run, versions = meta["data"], meta["run"], meta["versions"]
+    return "\n".join(
+        [
+            f"# Model card: emnist.pt, version {recognizer.version}",
+            "",
+            f"Reads one handwritten character. {len(recognizer.classes)} classes: `{''.join(recognizer.classes)}`.",
+            f"{meta['parameters']:,} parameters, {meta['multiply_adds'] / 1e6:.1f} million multiply-adds an image. TorchScript:",
+            f"uint8 (B, {meta['input_size']}, {meta['input_size']}), light on black, in; calibrated class probabilities (B, C) out.",
+            "",
+            "## Figures",
+            "",
+            *(line for part in ("test", "validation") if part in meta["metrics"] for line in _figures(part, meta)),
+            "## Data",
+            "",
+            f"EMNIST `{data['train_split']}` for training, with a seeded validation part held out of it; EMNIST `{data['test_split']}`",
+            f"for the test. {data['removed']} images that were again in validation or test were removed from training, by hash.",
+            "",
+            "| part | images | fingerprint |",
+            "| --- | ---: | --- |",
+            *(f"| {part} | {count:,} | `{data['fingerprint'][part]}` |" for part, count in data["images"].items()),
+            "",
+            "The files are a subset of EMNIST with a partition of its own: the figures are not comparable digit by digit with",
+            "those reported on the official split.",
+            "",
+            "## Training",
+            "",
+            f"Run `{run['name']}`: {run['step']:,} of {run['steps']:,} steps, {run['seconds'] / 60:.0f} minutes on {run['device']}.",
+            f"Python {versions['python']}, torch {versions['torch']}, numpy {versions['numpy']}. Temperature {meta['temperature']:.2f}. Settings:",
+            "",
+            "```yaml",
+            yaml.safe_dump(meta["settings"], sort_keys=False, default_flow_style=None, width=100).strip(),
+            "```",
+            "",
+            "## Limits",
+            "",
+            LIMITS,
+            "",
+        ]
+    )
+
+
+def _figures(part: str, meta: dict[str, Any]) -> list[str]:
+    metrics = meta["metrics"][part]
+    rows = [
+        f"| `{name}` | {s['n']:,} | {100 * s['accuracy']:.2f} % | {100 * s['standard_error']:.2f} | {100 * s['ece']:.2f} % |"
+        for name, s in metrics["alphabets"].items()
+    ]
+    recall = sorted(metrics["recall"].items(), key=lambda item: item[1])
+    pairs = ", ".join(f"{true} read as {said} ({count})" for true, said, count in metrics["confusions"])
+    return [
+        f"On the {part} part:",
+        "",
+        "| alphabet | n | accuracy | standard error | ECE, 15 bins |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *rows,
+        "",
+        f"Recall by class, in percent, lowest first: {', '.join(f'{c} {100 * r:.0f}' for c, r in recall)}.",
+        "",
+        f"Worst pairs: {pairs}.",
+        "",
+    ]
+
+
 def write(model: Path, out: Path) -> None:
-    pass
+    """Write the card of the exported `model` to `out`. Raises ModelError."""
+    out.write_text(card(Recognizer(model)), encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.card", description="Write the model card of an exported model.")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args(argv)
+    try:
+        write(arguments.model, arguments.out)
+    except (ModelError, OSError) as error:
+        print(f"card: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

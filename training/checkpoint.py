@@ -6,11 +6,10 @@ the export to verify itself on), `metrics`, `run`, `data` and `resume`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from training.models import make_model
 from training.settings import OptimizerSettings, Settings, from_dict
+
+ParameterList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 NEEDED_BY_EXPORT = {"settings", "classes", "weights", "temperature", "samples"}
 
@@ -50,15 +51,15 @@ class State:
 
 
 def new_state(settings: Settings, classes: int, device: torch.device) -> State:
-    model = make_model(settings.model, classes).to(device, memory_format=torch.channels_last)
+    model = make_model(settings.model, classes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(model, multi_avg_fn=_moving_average(settings.schedule.ema), use_buffers=True)
     return State(model, average, _optimizer(model, settings.optimizer))
 
 
-def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def _moving_average(decay: float) -> Callable[[ParameterList, ParameterList, Tensor | int], None]:
     """An exponential moving average whose decay grows with the steps, so that it does not remember the first weights."""
 
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: ParameterList, current: ParameterList, count: Tensor | int) -> None:
         steps = int(count)
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
@@ -82,7 +83,7 @@ def _optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Opt
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write atomically: a reader finds the old file or the new one, whole."""
     torch.save(checkpoint, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    path.with_suffix(".part").replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def validation_mask(labels: Tensor, fraction: float, limit: int, seed: int) -> T
     """A seeded choice, bool (N,), of `fraction` of each class and at most `limit` images of it; at least one."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
+    for label in torch.unique(labels).tolist():
         members = (labels == label).nonzero().squeeze(1)
         count = max(1, min(limit, round(fraction * len(members))))
         mask[members[torch.randperm(len(members), generator=generator)[:count]]] = True

@@ -1,6 +1,6 @@
 """How well a model reads: accuracy with its standard error, calibration, recall by class and the worst pairs, by alphabet.
 
-    python -m training.evaluate MODEL.pt --emnist-root DIR [--split balanced]
+python -m training.evaluate MODEL.pt --emnist-root DIR [--split balanced]
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def measure(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int6
             fold = make_fold(classes, name)
         except UnknownAlphabet:
             continue
-        belongs = fold.matrix.any(axis=1)[labels]
+        belongs = np.asarray(fold.matrix.any(axis=1))[labels]
         if belongs.any():
             truth = fold.matrix.argmax(axis=1)[labels[belongs]]
             alphabets[name] = _score(fold(probabilities[belongs]), truth)
@@ -52,7 +52,7 @@ def measure(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int6
 
 
 def _score(probabilities: npt.NDArray[np.floating], truth: npt.NDArray[np.int64]) -> dict[str, float]:
-    right = probabilities.argmax(axis=1) == truth
+    right = np.asarray(probabilities.argmax(axis=1) == truth)
     accuracy = float(right.mean())
     chosen = np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12)
     return {

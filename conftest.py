@@ -1,0 +1,74 @@
+"""What the tests of several packages share: real EMNIST images, and small models trained on nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from handlers.recognizer import Recognizer
+from training.checkpoint import new_state
+from training.data import Images, load_emnist
+from training.export import export
+from training.settings import from_dict
+
+ROOT = Path(__file__).resolve().parent
+FIXTURES = ROOT / "training" / "tests" / "fixtures"  # 12 training and 6 test images of each EMNIST Balanced class
+MODEL = ROOT / "serving" / "models" / "emnist.pt"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def emnist_root() -> Path:
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def emnist() -> Images:
+    return load_emnist(FIXTURES, "balanced", "test")
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    return MODEL
+
+
+@pytest.fixture(scope="session")
+def recognizer() -> Recognizer:
+    return Recognizer(MODEL)
+
+
+def untrained_checkpoint(classes: str, widths: tuple[int, ...] = (8, 8, 8, 8)) -> dict:
+    """A checkpoint with random weights and all that an export needs."""
+    torch.manual_seed(0)
+    settings = from_dict({"model": {"widths": list(widths)}})
+    state = new_state(settings, len(classes), torch.device("cpu"))
+    for module in state.average.module.modules():  # so that forgetting or doubling a batch norm shows
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    return {
+        "settings": settings.to_dict(),
+        "classes": list(classes),
+        "weights": state.average.module.state_dict(),
+        "temperature": 0.7,
+        "samples": load_emnist(FIXTURES, "balanced", "test").images[:64],
+    }
+
+
+@pytest.fixture
+def untrained(tmp_path: Path):
+    """A function that exports an untrained model of the given classes and returns its path."""
+
+    def make(classes: str) -> Path:
+        path = tmp_path / "emnist.pt"
+        export(untrained_checkpoint(classes), path)
+        return path
+
+    return make
