@@ -149,6 +149,8 @@ def run(settings: Settings) -> int:
     started = time.perf_counter()
     if not settings.input.is_dir():
         raise UsageError(f"--input {settings.input}: there is no such folder")
+    if settings.output is not None and settings.output.is_dir():
+        raise UsageError(f"--output {settings.output} is a folder; name a file")
     recognizer = Recognizer(settings.model)
     try:
         recognizer.fold(settings.alphabet)
@@ -191,6 +193,13 @@ def run(settings: Settings) -> int:
     return DONE
 
 
+def at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too few, at least 1")
+    return value
+
+
 def probability(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -206,7 +215,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=sorted(WRITERS), default="csv", help="ascii: lines as '065, path'; default: %(default)s")
     parser.add_argument("--min-confidence", type=probability, default=0.0, metavar="P", help="answers below P get the status 'rejected'")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="the exported model")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="decoding processes; default: the cores, %(default)s")
+    parser.add_argument(
+        "--processes", type=at_least_one, default=len(os.sched_getaffinity(0)), help="decoding processes; default: the cores, %(default)s"
+    )
     settings = Settings(**vars(parser.parse_args(argv)))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

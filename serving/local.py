@@ -40,6 +40,7 @@ STOP_TIMEOUT_S = 15
 POLL_S = 0.1
 REQUEST_TIMEOUT_S = 5
 LOG_LINES_ON_FAILURE = 20
+LOAD_FAILED = "Load model failed"  # TorchServe's words in its log
 
 
 class ServerError(Exception):
@@ -55,6 +56,7 @@ class Server:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
         edge, inference, management, metrics, grpc_inference, grpc_management = free_ports(6)
+        self.management_url = f"http://{LOOPBACK}:{management}"
         self.url = f"http://{LOOPBACK}:{port or edge}"
         torchserve = {
             "TEMP": str(folder / "tmp"),  # unpacked models and the workers' sockets
@@ -62,7 +64,7 @@ class Server:
             "LOG_LOCATION": str(folder / "logs"),
             "METRICS_LOCATION": str(folder / "logs"),
             "TS_INFERENCE_ADDRESS": f"http://{LOOPBACK}:{inference}",
-            "TS_MANAGEMENT_ADDRESS": f"http://{LOOPBACK}:{management}",
+            "TS_MANAGEMENT_ADDRESS": self.management_url,
             "TS_METRICS_ADDRESS": f"http://{LOOPBACK}:{metrics}",
             "TS_GRPC_INFERENCE_PORT": str(grpc_inference),
             "TS_GRPC_MANAGEMENT_PORT": str(grpc_management),
@@ -98,6 +100,8 @@ class Server:
         deadline = time.monotonic() + timeout_s
         while not self.ready():
             self.check_alive()
+            if LOAD_FAILED in self.log.read_text(errors="replace"):  # TorchServe would try again for minutes
+                raise ServerError(f"the model cannot be loaded:\n{self.log_end('MODEL_LOG')}")
             if time.monotonic() > deadline:
                 raise ServerError(f"the model's workers were not ready within {timeout_s:.0f} s:\n{self.log_end()}")
             time.sleep(POLL_S)
@@ -116,8 +120,9 @@ class Server:
                 name = Path(str(process.args[0])).name  # type: ignore[index]
                 raise ServerError(f"{name} ended by itself with exit code {process.returncode}:\n{self.log_end()}")
 
-    def log_end(self) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES_ON_FAILURE:])
+    def log_end(self, containing: str = "") -> str:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if containing in line]
+        return "\n".join(lines[-LOG_LINES_ON_FAILURE:])
 
     def stop(self) -> None:
         """End HAProxy, then Java and its workers; whatever is left after a while is killed."""
@@ -134,7 +139,7 @@ def torchserve_command(folder: Path, mar: Path) -> list[str]:
     home = _package_folder("ts")
     command = [java(), *JAVA_OPTIONS, f"-Dmodel_server_home={home.parent}", f"-Djava.io.tmpdir={folder / 'tmp'}"]
     command += ["-cp", str(home / "frontend" / "*"), "org.pytorch.serve.ModelServer", "--python", sys.executable]
-    return [*command, "-f", str(CONFIG), "-s", str(folder / "store"), "-m", f"{mar.stem}={mar.name}", "-ncs"]
+    return [*command, "-f", str(CONFIG), "-s", str(folder / "store"), "-ncs", "-m", f"{mar.stem}={mar.name}"]
 
 
 def model_version(mar: Path) -> str:

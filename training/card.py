@@ -1,6 +1,6 @@
 """The model card of an exported model, written from what rides in its file.
 
-    python -m training.card MODEL.pt OUT.md
+python -m training.card MODEL.pt OUT.md
 """
 
 from __future__ import annotations

@@ -1,0 +1,125 @@
+"""How fast the parts are, each beside its limit, measured in turn within one run.
+
+python -m serving.bench [--model serving/models/emnist.pt] [--pictures 4000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from handlers.preprocessing import SIZE, decode, read_image
+from handlers.protocol import answer_rows
+from handlers.recognizer import ModelError, Recognizer
+from serving.batch import BATCH, Settings, rows, score
+from serving.package import DEFAULT_MODEL
+from serving.pictures import decode_all
+
+SAMPLE = Path(__file__).resolve().parent / "samples" / "3_clean.png"
+ROUNDS = 5  # the figure is the median of so many
+SINGLE_CALLS = 200  # in a round
+
+
+def milliseconds(call: Callable[[], object], calls: int = SINGLE_CALLS) -> float:
+    """Median of ROUNDS rounds, milliseconds a call."""
+    call()
+    rounds = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        for _ in range(calls):
+            call()
+        rounds.append(1000 * (time.perf_counter() - started) / calls)
+    return statistics.median(rounds)
+
+
+def photo(side: int) -> bytes:
+    """The sample as a JPEG photograph: dark on grained paper, with a shadow across it."""
+    glyph = np.asarray(Image.open(SAMPLE).convert("L").resize((side, side), Image.Resampling.BICUBIC)) / 255
+    light = np.linspace(230, 130, side)[None, :] + np.random.default_rng(0).normal(0, 3, (side, side))
+    stream = io.BytesIO()
+    Image.fromarray(np.clip(light * (1 - 0.75 * glyph), 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def one_picture(recognizer: Recognizer) -> None:
+    """Print what one picture costs on one core, part by part."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    image = np.asarray(Image.open(SAMPLE))
+    net = milliseconds(lambda: recognizer.probabilities(image[None]))
+    batch = np.repeat(image[None], BATCH, axis=0)
+    net_in_batch = milliseconds(lambda: recognizer.probabilities(batch), SINGLE_CALLS // BATCH) / BATCH
+    print(f"network alone, one picture           {net:8.3f} ms")
+    print(f"network alone, a picture of {BATCH:3d}      {net_in_batch:8.3f} ms")
+    for name, data in (("28-pixel PNG", SAMPLE.read_bytes()), ("300-pixel photo", photo(300))):
+        decoded = milliseconds(partial(decode, data))
+        prepared = milliseconds(partial(read_image, data))
+        whole = milliseconds(partial(answer_rows, recognizer, [{"body": data}]))
+        print(f"{name + ': prepared':<36} {prepared:8.3f} ms   of which decoded {decoded:.3f}")
+        print(f"{name + ': bytes to JSON':<36} {whole:8.3f} ms   preparation + network / this = {(prepared + net) / whole:.2f}")
+
+
+def whole_folder(recognizer: Recognizer, model: Path, name: str, data: bytes, count: int) -> None:
+    """Print the batch program's speed beside that of decoding alone and the network alone, on all cores."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    images = [read_image(data)] * BATCH
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{number:06d}" for number in range(count)]
+        for path in paths:
+            Path(path).write_bytes(data)
+        settings = Settings(Path(folder), None, "alnum", "csv", 0.0, model, cores)
+        parts: dict[str, Callable[[], object]] = {
+            "decode": lambda: sum(len(chunk) for chunk in decode_all(paths, SIZE, cores)),
+            "network": lambda: [score(recognizer, images) for _ in range(0, count, BATCH)],
+            "batch": lambda: sum(1 for _ in rows(settings, recognizer, paths)),
+        }
+        speeds: dict[str, list[float]] = {part: [] for part in parts}
+        for _ in range(ROUNDS):
+            for part, call in parts.items():
+                started = time.perf_counter()
+                call()
+                speeds[part].append(count / (time.perf_counter() - started))
+    ratio = statistics.median(b / min(d, n) for b, d, n in zip(speeds["batch"], speeds["decode"], speeds["network"], strict=True))
+    decode_s, network_s, batch_s = (statistics.median(values) for values in speeds.values())
+    print(f"{name:<20}{decode_s:>12,.0f}{network_s:>12,.0f}{batch_s:>12,.0f}{ratio:>12.2f}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serving.bench", description="Time the parts beside their limits.")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
+    parser.add_argument("--pictures", type=int, default=4000, help="in the folder for the batch program")
+    arguments = parser.parse_args(argv)
+    try:
+        recognizer = Recognizer(arguments.model)
+    except ModelError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, OpenCV {cv2.__version__}, medians of {ROUNDS} rounds"
+    )
+    print("\nOne core:")
+    one_picture(recognizer)
+    print(f"\nAll cores, {arguments.pictures} pictures, pictures/s:")
+    print(f"{'':<20}{'decode':>12}{'network':>12}{'batch':>12}{'of limit':>12}")
+    for name, data in (("28-pixel PNG", SAMPLE.read_bytes()), ("200-pixel JPEG", photo(200))):
+        whole_folder(recognizer, arguments.model, name, data, arguments.pictures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

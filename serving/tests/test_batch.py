@@ -1,0 +1,225 @@
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from serving import batch
+from serving.batch import DONE, HEADER, NO_PICTURES, WRONG_USE
+from serving.pictures import find_pictures
+
+PICTURES = 150  # more than two chunks, so that processes decode
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, emnist):
+    """A tree of good, bad and odd files."""
+    folder = tmp_path_factory.mktemp("volume")
+    for number, image in enumerate(emnist.images.numpy()[:PICTURES]):
+        parent = folder / f"box{number % 3}"
+        parent.mkdir(exist_ok=True)
+        Image.fromarray(255 - image).save(parent / f"{number:03d}.png")
+    (folder / "box1" / "zero.png").write_bytes(b"")
+    (folder / "box1" / "junk.JPG").write_bytes(b"junk")
+    (folder / "box1.png").write_bytes((folder / "box0" / "000.png").read_bytes())  # sorts before box1/...
+    (folder / 'a name, with "quotes".png').write_bytes((folder / "box0" / "000.png").read_bytes())
+    (folder / "new\nline.png").write_bytes((folder / "box0" / "000.png").read_bytes())
+    (folder / "Ünï.png").write_bytes((folder / "box0" / "000.png").read_bytes())
+    Path(os.fsdecode(os.fsencode(folder) + b"/not-utf-8-\xff.png")).write_bytes((folder / "box0" / "000.png").read_bytes())
+    (folder / "notes.txt").write_text("no picture")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "circle").symlink_to(folder)
+    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
+    return folder
+
+
+def run(*arguments, expect=DONE):
+    command = [sys.executable, "-m", "serving.batch", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert done.returncode == expect, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    return done.stdout.decode(), done.stderr.decode()
+
+
+def parse(text):
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    assert tuple(rows[0]) == HEADER
+    return rows[1:]
+
+
+def test_the_contract_of_the_csv(folder, recognizer, tmp_path):
+    output = tmp_path / "out.csv"
+    stdout, stderr = run("--input", folder, "--output", output)
+    assert stdout == ""
+    rows = parse(output.read_bytes().decode("utf-8"))
+    assert len(rows) == PICTURES + 9
+    names = [row[0] for row in rows]
+    expected = [p.encode("utf-8", "backslashreplace").decode() for p in find_pictures(folder)]
+    assert names == expected
+    assert find_pictures(folder) == sorted(find_pictures(folder))
+    by_name = {name.removeprefix(f"{folder}/"): row for name, row in zip(names, rows, strict=True)}
+    for name in ('a name, with "quotes".png', "new\nline.png", "Ünï.png", "not-utf-8-\\udcff.png", "box0/000.png"):
+        assert by_name[name][4] == "ok"
+        assert by_name[name][1] == by_name["box0/000.png"][1]
+        assert by_name[name][2] == str(ord(by_name[name][1]))
+        assert len(by_name[name][3]) == len("0.1234")
+    errors = {"box1/zero.png": "invalid_image", "box1/junk.JPG": "unsupported_format", "pipe.png": "unreadable", "dangling.png": "unreadable"}
+    for name, code in errors.items():
+        assert by_name[name][1:5] == ["", "", "", "error"]
+        assert by_name[name][5].startswith(f"{code}: ")
+    meta = json.loads((tmp_path / "out.csv.meta.json").read_text())
+    assert meta["counts"] == {"ok": PICTURES + 5, "rejected": 0, "error": 4}
+    assert meta["model"]["version"] == recognizer.version
+    assert {p.name for p in tmp_path.iterdir()} == {"out.csv", "out.csv.meta.json"}
+    assert "4 error" in stderr
+
+
+def test_the_same_rows_whatever_the_processes_and_the_company(folder, tmp_path):
+    """One process or two, to standard output or a file, with all pictures or a part of them."""
+    one, _ = run("--input", folder, "--processes", 1)
+    two, _ = run("--input", folder, "--processes", 2)
+    assert one == two
+    run("--input", folder, "--output", tmp_path / "file.csv")
+    assert (tmp_path / "file.csv").read_bytes().decode() == one
+    part, _ = run("--input", folder / "box2")
+    assert parse(part) == [row for row in parse(one) if row[0].startswith(f"{folder}/box2/")]
+
+
+def test_paths_are_the_input_joined_with_the_relative_path(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.batch", "--input", "box0"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(batch.DEFAULT_MODEL.parents[2])},
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    assert parse(done.stdout.decode())[0][0] == "box0/000.png"
+
+
+def test_the_assignments_lines(folder):
+    stdout, stderr = run("--input", folder / "box1", "--format", "ascii")
+    lines = stdout.splitlines()
+    assert len(lines) == PICTURES // 3
+    assert all(len(line.split(", ")[0]) == 3 and line.split(", ")[1].startswith(f"{folder}/box1/") for line in lines)
+    rows, _ = run("--input", folder / "box1")
+    assert [int(line[:3]) for line in lines] == [int(row[2]) for row in parse(rows) if row[4] == "ok"]
+    assert f"skipped {folder}/box1/zero.png: invalid_image" in stderr
+
+
+def test_answers_below_min_confidence_are_rejected(folder):
+    rows = parse(run("--input", folder / "box0", "--min-confidence", 0.9)[0])
+    for row in rows:
+        assert row[4] == ("ok" if float(row[3]) >= 0.9 else "rejected")
+        assert row[1]
+    assert {row[4] for row in rows} == {"ok", "rejected"}
+
+
+def test_an_alphabet_restricts_the_answers(folder):
+    rows = parse(run("--input", folder / "box0", "--alphabet", "digits")[0])
+    assert {row[1] for row in rows} <= set("0123456789")
+
+
+def test_without_arguments_the_samples_are_scored():
+    rows = parse(run()[0])
+    assert len(rows) == 13
+    for path, character, *_ in rows:
+        assert Path(path).name[0] == character, path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "/no/such/folder"], "there is no such folder"),
+        (["--alphabet", "greek"], "choose one of alnum"),
+        (["--output", "/no/such/folder/out.csv"], "cannot be written"),
+        (["--min-confidence", "2"], "is not between 0 and 1"),
+        (["--format", "xml"], "invalid choice"),
+        (["--processes", "0"], "at least 1"),
+        (["--inptu", "x"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_use_is_exit_code_2(arguments, message):
+    stdout, stderr = run(*arguments, expect=WRONG_USE)
+    assert message in stderr
+    assert stdout == ""
+
+
+def test_an_unwritable_output_fails_before_any_work(tmp_path, folder):
+    target = tmp_path / "out.csv"
+    target.mkdir()
+    run("--input", folder, "--output", target, expect=WRONG_USE)
+
+
+def test_a_folder_without_pictures_is_exit_code_3(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    stdout, stderr = run("--input", tmp_path, expect=NO_PICTURES)
+    assert parse(stdout) == []
+    assert "no picture found" in stderr
+    run("--input", tmp_path, "--output", tmp_path / "out.csv", expect=NO_PICTURES)
+    assert parse((tmp_path / "out.csv").read_text()) == []
+
+
+def test_a_model_that_cannot_be_read_is_exit_code_1(tmp_path):
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    _, stderr = run("--model", tmp_path / "junk.pt", expect=1)
+    assert "is not a model" in stderr
+
+
+@pytest.fixture
+def long_run(tmp_path, emnist):
+    """A batch process in the middle of its work, and the folder of its output, where an older CSV lies."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    output.mkdir()
+    (output / "out.csv").write_text("the old one")
+    image = np.asarray(Image.fromarray(emnist.images[0].numpy()).resize((700, 700)))
+    Image.fromarray(image).save(source / "0.png")
+    for copy in range(1, 3000):
+        os.link(source / "0.png", source / f"{copy}.png")
+    command = [sys.executable, "-m", "serving.batch", "--input", str(source), "--output", str(output / "out.csv")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while len(list(output.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+        yield process, output
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(long_run, number):
+    process, output = long_run
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert stderr == "batch: interrupted; nothing was written\n"
+    assert [p.name for p in output.iterdir()] == ["out.csv"]
+    assert (output / "out.csv").read_text() == "the old one"
+
+
+def test_a_killed_decoder_is_one_clear_line(long_run):
+    process, output = long_run
+    decoders = [p for p in psutil.Process(process.pid).children(recursive=True) if not p.children()]
+    max(decoders, key=lambda p: p.cpu_times().user).kill()
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert stderr == "batch: a decoding process was killed, perhaps for lack of memory; try --processes 1\n"
+    assert [p.name for p in output.iterdir()] == ["out.csv"]
+
+
+def test_a_reader_that_goes_away(folder):
+    command = f"{sys.executable} -m serving.batch --input '{folder}' | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == ",".join(HEADER) + "\n" or done.stdout.strip() == ",".join(HEADER)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

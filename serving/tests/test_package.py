@@ -1,0 +1,90 @@
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+from handlers.labels import DIGITS, LOWER, VIN
+from handlers.recognizer import Recognizer
+from serving import package as package_module
+from serving.client import Client
+from serving.package import package
+
+# Stands in for TorchServe's worker: the unpacked archive is all that is on the path, and `ts` the installed one.
+IN_A_CLEAN_PROCESS = """
+import json, pathlib, sys
+from types import SimpleNamespace
+sys.path.insert(0, ".")
+import emnist_handler
+handler = emnist_handler.EmnistHandler()
+manifest = json.loads(pathlib.Path("MAR-INF/MANIFEST.json").read_text())
+statuses, headers = {}, {}
+context = SimpleNamespace(
+    system_properties={"model_dir": ".", "gpu_id": None, "batch_size": 2}, manifest=manifest, model_yaml_config={},
+    set_response_status=lambda code, idx: statuses.update({idx: code}),
+    set_response_header=lambda idx, key, value: headers.setdefault(idx, {}).update({key: value}))
+handler.initialize(context)
+rows = [{"body": pathlib.Path(sys.argv[1]).read_bytes()}, {"body": b"junk"}]
+bodies = [json.loads(body) for body in handler.handle(rows, context)]
+here = str(pathlib.Path.cwd())
+ours = {n: m.__file__ for n, m in sys.modules.items() if n.split(".")[0] in ("handlers", "training", "serving", "torchvision")}
+assert all(f.startswith((here, "./")) or not f for f in ours.values()), ours
+assert not any(n.split(".")[0] in ("training", "serving", "torchvision") for n in ours), ours
+print(json.dumps([bodies, statuses, headers]))
+"""
+
+
+def test_the_archive_works_in_a_clean_process(mar, tmp_path, emnist, recognizer):
+    with zipfile.ZipFile(mar) as archive:
+        archive.extractall(tmp_path)
+    image = emnist.images[3].numpy()
+    picture = tmp_path / "picture.png"
+    Image.fromarray(255 - image).save(picture)
+    command = [sys.executable, "-E", "-c", IN_A_CLEAN_PROCESS, str(picture)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (good, bad), statuses, headers = json.loads(done.stdout.splitlines()[-1])
+    expected = recognizer.predict(image[None])[0]
+    assert good["character"] == expected.character
+    assert good["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
+    assert bad["error"]["code"] == "unsupported_format"
+    assert statuses == {"0": 200, "1": 415}
+    assert headers["1"]["X-Model-Version"] == recognizer.version
+
+
+def test_the_archive_holds_no_more_than_it_needs(mar, recognizer):
+    with zipfile.ZipFile(mar) as archive:
+        names = set(archive.namelist())
+        manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
+    modules = {f"handlers/{name}.py" for name in ("__init__", "labels", "preprocessing", "protocol", "recognizer")}
+    assert names == modules | {"emnist_handler.py", "emnist.pt", "model-config.yaml", "MAR-INF/MANIFEST.json"}
+    assert manifest["model"]["modelVersion"] == recognizer.version
+
+
+@pytest.mark.parametrize("classes", [DIGITS, LOWER, VIN], ids=["10", "26", "33"])
+def test_any_class_set_packages_and_serves(server, untrained, tmp_path, emnist, classes):
+    """Beside the committed model of 47 classes, in the same TorchServe."""
+    model = untrained(classes)
+    mar = tmp_path / f"other{len(classes)}.mar"
+    package(model, mar)
+    picture = tmp_path / "picture.png"
+    Image.fromarray(emnist.images[0].numpy()).save(picture)
+    parameters = {"url": mar.as_uri(), "initial_workers": 1, "synchronous": "true"}
+    requests.post(f"{server.management_url}/models", params=parameters, timeout=60).raise_for_status()
+    with Client(server.url, model=mar.stem) as client:
+        body = client.predict(picture.read_bytes(), alphabet="classes", top_k=len(classes))
+    said = {body["character"]: body["confidence"]} | {a["character"]: a["confidence"] for a in body["alternatives"]}
+    assert set(said) == set(classes)
+    probabilities = Recognizer(model).probabilities(emnist.images[:1].numpy())[0]
+    assert np.allclose([said[c] for c in classes], probabilities, atol=1e-4)
+
+
+def test_what_is_no_model_is_refused(tmp_path, capsys):
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    assert package_module.main(["--model", str(tmp_path / "junk.pt"), "--output", str(tmp_path / "x.mar")]) == 1
+    assert capsys.readouterr().err.startswith("package: ")
+    assert not (tmp_path / "x.mar").exists()

@@ -1,0 +1,73 @@
+import json
+
+import numpy as np
+import pytest
+
+from handlers.labels import BY_MERGE
+from training import card, evaluate
+from training.evaluate import calibration_error, measure, table
+
+
+def one_hot(labels, classes=47):
+    return np.eye(classes)[labels]
+
+
+def test_perfect_and_folded_answers():
+    labels = np.arange(47)
+    result = measure(one_hot(labels), labels, BY_MERGE)
+    assert all(s["accuracy"] == 1 and s["ece"] < 1e-6 for s in result["alphabets"].values())
+    assert result["alphabets"]["digits"]["n"] == 10
+    assert result["alphabets"]["letters"]["n"] == 37
+    assert result["alphabets"]["vin"]["n"] == 47 - 4  # without I, O, Q and q
+    assert result["confusions"] == []
+
+
+def test_a_case_error_is_none_after_folding():
+    labels = np.full(10, BY_MERGE.index("A"))
+    result = measure(one_hot(np.full(10, BY_MERGE.index("a"))), labels, BY_MERGE)
+    assert result["alphabets"]["classes"]["accuracy"] == 0
+    assert result["alphabets"]["alnum"]["accuracy"] == 1
+    assert result["confusions"] == [["A", "a", 10]]
+    assert result["recall"] == {"A": 0.0}
+
+
+def test_the_standard_error_is_the_binomial_one():
+    labels = np.zeros(100, dtype=int)
+    said = np.array([0] * 80 + [1] * 20)
+    score = measure(one_hot(said), labels, BY_MERGE)["alphabets"]["classes"]
+    assert (score["accuracy"], score["standard_error"]) == (0.8, 0.04)
+
+
+def test_calibration_error_by_hand():
+    confidence = np.array([0.95] * 10 + [0.55] * 10)
+    right = np.array([True] * 9 + [False] + [True] * 3 + [False] * 7)
+    assert calibration_error(confidence, right) == pytest.approx(0.5 * 0.05 + 0.5 * 0.25)
+    assert calibration_error(np.ones(5), np.ones(5, dtype=bool)) == 0
+
+
+def test_the_committed_model_scores_as_its_card_says(model_path, recognizer, emnist):
+    """The fixture's images are a part of those that the card reports on."""
+    result = evaluate.evaluate(recognizer, emnist)
+    reported = recognizer.meta["metrics"]["test"]["alphabets"]
+    for name, score in result["alphabets"].items():
+        expected = reported[name]["accuracy"]
+        error = (expected * (1 - expected) / score["n"]) ** 0.5
+        assert abs(score["accuracy"] - expected) < 4 * error + 1e-9, name
+    assert (model_path.parent / "README.md").read_text() == card.card(recognizer)
+    assert reported["classes"]["accuracy"] >= 0.895
+    assert reported["alnum"]["accuracy"] >= 0.914
+
+
+def test_the_command(model_path, emnist_root, capsys):
+    assert evaluate.main([str(model_path), "--emnist-root", str(emnist_root)]) == 0
+    assert "alnum" in capsys.readouterr().out
+    assert evaluate.main([str(model_path), "--emnist-root", str(emnist_root), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["alphabets"]["alnum"]["n"] == 282
+    assert table(result).splitlines()[1].startswith("alnum")
+
+
+def test_the_command_refuses_with_one_line(model_path, emnist_root, capsys, tmp_path):
+    assert evaluate.main([str(tmp_path / "no.pt"), "--emnist-root", str(emnist_root)]) == 1
+    assert evaluate.main([str(model_path), "--emnist-root", str(tmp_path)]) == 1
+    assert all(line.startswith("evaluate: ") for line in capsys.readouterr().err.splitlines())

@@ -1,0 +1,158 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from handlers.recognizer import Recognizer
+from training import train as train_module
+from training.checkpoint import load_checkpoint, new_state
+from training.data import load_splits
+from training.settings import from_dict
+from training.train import Interrupted, Run, fit_temperature, learning_rate, train, train_step
+
+TINY = {
+    "data": {"train_split": "balanced", "validation_fraction": 0.1},
+    "model": {"widths": [8, 8, 16, 16], "dropout": 0.2},
+    "schedule": {"epochs": 2, "batch_size": 64},
+    "compile": "never",
+    "precision": "float32",
+}
+OVERRIDES = [f"--set={section}.{name}={value}" for section in ("data", "model", "schedule") for name, value in TINY[section].items()]
+
+
+@pytest.fixture
+def tiny_run(emnist_root, tmp_path):
+    settings = from_dict(json.loads(json.dumps(TINY)))
+    return Run(settings, load_splits(settings.data, emnist_root, settings.seed), tmp_path, torch.device("cpu"))
+
+
+def test_one_batch_can_be_learnt_by_heart(tiny_run):
+    settings = from_dict({"model": {"widths": [16, 16, 32, 32]}, "optimizer": {"name": "adamw", "lr": 5e-3}, "compile": "never"})
+    run = replace(tiny_run, settings=settings)
+    state = new_state(settings, 47, torch.device("cpu"))
+    torch.manual_seed(0)
+    batch = run.splits.train.images[:64].unsqueeze(1).float() / 255
+    labels = run.splits.train.labels[:64]
+    for _ in range(60):
+        _, logits = train_step(run, state, state.model, batch, labels)
+    assert (logits.argmax(1) == labels).float().mean() == 1
+    assert state.step == 60
+
+
+def test_resume_gives_the_very_same_weights(tiny_run, tmp_path, monkeypatch):
+    """Stopped in the middle of the first epoch, by the signal that Ctrl-C sends."""
+    train(tiny_run)
+    whole = load_checkpoint(tmp_path / "last.pt")
+
+    stopped = replace(tiny_run, folder=tmp_path / "stopped")
+    stopped.folder.mkdir()
+    steps_done = []
+
+    def step_then_interrupt(*arguments):
+        result = train_step(*arguments)
+        steps_done.append(1)
+        if len(steps_done) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(train_module, "train_step", step_then_interrupt)
+    with pytest.raises(Interrupted, match="after step 3 of"):
+        train(stopped)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(stopped, resume=True)
+
+    resumed = load_checkpoint(stopped.folder / "last.pt")
+    assert len(steps_done) == tiny_run.steps
+    for kind in ("weights",):
+        assert whole[kind].keys() == resumed[kind].keys()
+        assert all(torch.equal(whole[kind][name], resumed[kind][name]) for name in whole[kind])
+    for name, value in whole["resume"]["model"].items():
+        assert torch.equal(value, resumed["resume"]["model"][name])
+
+
+def run_command(folder, *arguments, **options):
+    command = [sys.executable, "-m", "training.train", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(train_module.Path(train_module.__file__).parents[1])}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False, **options)
+
+
+def test_the_command_trains_evaluates_and_exports(tmp_path, emnist_root):
+    before = {p: p.stat().st_mtime_ns for p in emnist_root.rglob("*")}
+    done = run_command(tmp_path, "--name", "tiny", "--emnist-root", str(emnist_root), *OVERRIDES, "--set=compile=never")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "tiny"
+    assert {p.name for p in folder.iterdir()} == {"settings.yaml", "metrics.jsonl", "last.pt", "best.pt", "emnist.pt", "README.md"}
+    assert "0 removed: again in validation or test" in done.stderr
+    assert "alnum" in done.stdout
+    recognizer = Recognizer(folder / "emnist.pt")
+    assert set(recognizer.meta["metrics"]) == {"validation", "test"}
+    assert recognizer.meta["data"]["images"]["test"] == 282
+    assert len([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]) == 2
+    assert f"version {recognizer.version}" in (folder / "README.md").read_text()
+    assert {p: p.stat().st_mtime_ns for p in emnist_root.rglob("*")} == before, "nothing is written where the data is"
+
+    again = run_command(tmp_path, "--name", "tiny", "--emnist-root", str(emnist_root))
+    assert again.returncode == 1
+    assert "holds a run already" in again.stderr
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path, emnist_root):
+    environment = os.environ | {"PYTHONPATH": str(train_module.Path(train_module.__file__).parents[1])}
+    command = [sys.executable, "-m", "training.train", "--name", "long", "--emnist-root", str(emnist_root), *OVERRIDES]
+    command += ["--set=compile=never", "--set=schedule.epochs=100000"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "runs" / "long" / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume goes on from there" in stderr
+    assert "Traceback" not in stderr
+    assert load_checkpoint(tmp_path / "runs" / "long" / "last.pt")["resume"]["step"] > 0
+
+    refused = run_command(tmp_path, "--name", "long", "--emnist-root", str(emnist_root), "--resume", "--set=seed=3")
+    assert refused.returncode == 1
+    assert "leave out --set" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "flagshp"], "did you mean 'flagship'"),
+        (["--set", "optimizer.rl=1"], "did you mean 'optimizer.lr'"),
+        (["--emnist-root", "nowhere"], "EMNIST_ROOT must be the folder"),
+        (["--resume", "--name", "nothing"], "is not a checkpoint"),
+    ],
+)
+def test_wrong_use_is_one_line(tmp_path, arguments, message):
+    done = run_command(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("train: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_learning_rate_rises_and_falls():
+    schedule = from_dict({"schedule": {"warmup": 0.2}}).schedule
+    rates = [learning_rate(schedule, 1.0, step, 100) for step in range(100)]
+    assert max(rates) == rates[19] == 1.0
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+
+
+def test_the_temperature_undoes_overconfidence():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 10, generator=generator)
+    labels = torch.distributions.Categorical(logits=logits).sample()
+    assert fit_temperature(logits * 2, labels) == pytest.approx(2, abs=0.1)
+    assert F.cross_entropy(logits, labels) <= F.cross_entropy(logits * 2, labels)
