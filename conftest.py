@@ -43,10 +43,9 @@ def recognizer() -> Recognizer:
     return Recognizer(MODEL)
 
 
-def untrained_checkpoint(classes: str, widths: tuple[int, ...] = (8, 8, 8, 8)) -> dict:
-    """A checkpoint with random weights and all that an export needs."""
+def _untrained_checkpoint(classes: str) -> dict:
     torch.manual_seed(0)
-    settings = from_dict({"model": {"widths": list(widths)}})
+    settings = from_dict({"model": {"widths": [8, 8, 8, 8]}})
     state = new_state(settings, len(classes), torch.device("cpu"))
     for module in state.average.module.modules():  # so that forgetting or doubling a batch norm shows
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -62,13 +61,19 @@ def untrained_checkpoint(classes: str, widths: tuple[int, ...] = (8, 8, 8, 8)) -
     }
 
 
+@pytest.fixture(scope="session")
+def untrained_checkpoint():
+    """A function that makes a checkpoint of the given classes, with random weights and all that an export needs."""
+    return _untrained_checkpoint
+
+
 @pytest.fixture
 def untrained(tmp_path: Path):
     """A function that exports an untrained model of the given classes and returns its path."""
 
     def make(classes: str) -> Path:
         path = tmp_path / "emnist.pt"
-        export(untrained_checkpoint(classes), path)
+        export(_untrained_checkpoint(classes), path)
         return path
 
     return make

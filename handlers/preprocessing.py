@@ -11,6 +11,7 @@ connected components and distance transforms, the lightest to import. Pillow dec
 from __future__ import annotations
 
 import io
+import math
 from typing import TypeAlias
 
 import cv2
@@ -29,6 +30,7 @@ WORK_SIDE = 320  # pixels; larger pictures are shrunk to this long side
 SKETCH_SIDE = 96  # pixels; light and polarity are judged on a picture of this long side
 
 MIN_CONTRAST = 20  # grey levels between ink and paper, below which a picture is blank
+MIN_PIXELS = 4  # of ink; fewer are no character
 SPECK_SHARE = 0.04  # of the main stroke's area: smaller pieces are dropped
 FRAGMENT_SHARE = 0.35  # of the main stroke's area: smaller pieces that touch the edge belong to a neighbour
 BACKGROUND_WINDOW = 0.45  # of the side: wider than any stroke, so that a grey opening leaves the paper alone
@@ -112,7 +114,7 @@ def prepare(grey: Grey, size: int = SIZE) -> Grey:
         raise InvalidImage("blank_image", "no character stands out from the paper")
     mask = ink > threshold
     glyph = keep_character(mask & ~frame_of(mask))
-    if not glyph.any():
+    if np.count_nonzero(glyph) < MIN_PIXELS:
         raise InvalidImage("blank_image", "nothing is left beside the frame, the specks and the neighbours' fragments")
     return frame_as_emnist(soften(ink, glyph, threshold, contrast), size)
 
@@ -127,19 +129,28 @@ def shrink(grey: Grey, side: int) -> Grey:
     return _uint8(cv2.resize(grey, shape, interpolation=cv2.INTER_AREA))
 
 
+def sketch_of(grey: Grey) -> Grey:
+    """A small version for judging light and polarity; by a whole factor, which is fast, so up to a factor's pixels are cut."""
+    height, width = grey.shape
+    factor = math.ceil(max(height, width) / SKETCH_SIDE)
+    if factor == 1 or min(height, width) < factor:
+        return grey
+    whole = grey[: height // factor * factor, : width // factor * factor]
+    return _uint8(cv2.resize(whole, (width // factor, height // factor), interpolation=cv2.INTER_AREA))
+
+
 def light_ink(grey: Grey) -> Grey:
     """Invert the picture if its ink is dark.
 
     A straight band of one tone along the edge is a box, of the ink's tone. Else paper is the side of the threshold that
     holds the larger empty disc; the edge does not bound a disc, for paper may be tight around a bold character.
     """
-    sketch = cv2.medianBlur(shrink(grey, SKETCH_SIDE), 3)
+    sketch = cv2.medianBlur(sketch_of(grey), 3)
     window = (2 * (sketch.shape[1] // 3) + 1, 2 * (sketch.shape[0] // 3) + 1)
-    contrast = sketch.astype(np.int16) - cv2.blur(sketch, window, borderType=cv2.BORDER_REFLECT_101)
-    levels = _uint8(np.clip(contrast // 2 + 128, 0, 255))
+    levels = cv2.addWeighted(sketch, 0.5, cv2.blur(sketch, window, borderType=cv2.BORDER_REFLECT_101), -0.5, 128)
     light = _uint8(cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1])
     edge = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
-    edge_is_light = bool(np.median(edge) > 0)
+    edge_is_light = bool(edge.mean() > 127)
     if _is_straight_band((light > 0) == edge_is_light):
         ink_is_light = edge_is_light
     else:
@@ -150,13 +161,15 @@ def light_ink(grey: Grey) -> Grey:
 
 def _is_straight_band(mask: Mask) -> bool:
     """Whether what is set along the edge is equally wide, and not wider than a box's line, on at least three sides."""
-    straight = 0
+    crooked = 0
     for view in (mask, mask[::-1], mask.T, mask.T[::-1]):
         widths = np.where(view.all(axis=0), len(view), view.argmin(axis=0))  # from the edge to the first that is not set
-        width = np.median(widths)
-        if 0 < width <= FRAME_WIDTH * len(view) + 1:
-            straight += bool((np.abs(widths - width) <= 1).mean() >= FRAME_STRAIGHT)
-    return straight >= 3
+        width = np.sort(widths)[len(widths) // 2]
+        thin = 0 < width <= FRAME_WIDTH * len(view) + 1
+        crooked += not (thin and (np.abs(widths - width) <= 1).mean() >= FRAME_STRAIGHT)
+        if crooked > 1:
+            return False
+    return True
 
 
 def is_framed_as_emnist(light: Grey) -> bool:
@@ -178,7 +191,7 @@ def is_framed_as_emnist(light: Grey) -> bool:
 
 def level(light: Grey) -> Grey:
     """Subtract the paper's own tone, estimated by a grey opening that is wider than any stroke."""
-    sketch = cv2.GaussianBlur(shrink(light, SKETCH_SIDE), (3, 3), 0)
+    sketch = cv2.GaussianBlur(sketch_of(light), (3, 3), 0)
     window = max(3, round(BACKGROUND_WINDOW * min(sketch.shape)))
     paper = cv2.morphologyEx(sketch, cv2.MORPH_OPEN, np.ones((window, window), np.uint8))
     paper = cv2.blur(paper, (window, window), borderType=cv2.BORDER_REPLICATE)
@@ -188,21 +201,20 @@ def level(light: Grey) -> Grey:
 def split_levels(ink: Grey) -> tuple[float, float]:
     """Otsu's threshold between paper and ink, and the distance between the means of the two, both in grey levels."""
     smooth = cv2.GaussianBlur(ink, (3, 3), 0)
-    threshold, _ = cv2.threshold(smooth, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    above = smooth > threshold
-    if not above.any() or above.all():
-        return float(threshold), 0.0
-    return float(threshold), float(smooth[above].mean() - smooth[~above].mean())
+    threshold, above = cv2.threshold(smooth, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    means = [cv2.mean(smooth, side)[0] for side in (above, cv2.bitwise_not(above))]  # 0 for a side without pixels
+    return float(threshold), max(0.0, means[0] - means[1])
 
 
 def frame_of(mask: Mask) -> Mask:
     """The part of the ink that is a box around the character: straight lines near at least two edges, along nearly all of them."""
     frame = np.zeros_like(mask)
     sides = 0
-    for axis in (0, 1):  # lines along the rows, then along the columns
-        view, marked = (mask, frame) if axis == 0 else (mask.T, frame.T)
-        length, across = view.shape[1], view.shape[0]
-        lines = view.sum(axis=1) >= FRAME_SPAN * length
+    for view, marked in ((mask, frame), (mask.T, frame.T)):  # lines along the rows, then along the columns
+        across, length = view.shape
+        lines = cv2.reduce(view.view(np.uint8), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[:, 0] >= FRAME_SPAN * length
+        if not lines.any():
+            continue
         band, widest = max(1, round(FRAME_BAND * across)), max(1, round(FRAME_WIDTH * across))
         for near in (slice(0, band), slice(across - band, across)):
             rows = np.flatnonzero(lines[near]) + near.start
@@ -215,7 +227,7 @@ def frame_of(mask: Mask) -> Mask:
 def keep_character(mask: Mask) -> Mask:
     """Keep the largest piece and what may belong to it: dots, bars and broken strokes, not specks nor a neighbour's parts."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count <= 1:
+    if count <= 2:  # paper and at most one piece
         return mask
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0  # the paper
@@ -224,10 +236,10 @@ def keep_character(mask: Mask) -> Mask:
     right, bottom = left + stats[:, cv2.CC_STAT_WIDTH], top + stats[:, cv2.CC_STAT_HEIGHT]
     at_edge = (left == 0) | (top == 0) | (right == width) | (bottom == height)
     main = int(areas.argmax())
-    keep = areas >= max(2.0, SPECK_SHARE * areas[main])
+    keep = areas > SPECK_SHARE * areas[main]
     if not at_edge[main]:
         keep &= ~at_edge | (areas >= FRAGMENT_SHARE * areas[main])
-    kept: Mask = keep[labels]
+    kept: Mask = keep.take(labels, mode="clip")
     return kept
 
 

@@ -18,12 +18,13 @@ import platform
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -32,15 +33,15 @@ import torch
 from tqdm import tqdm
 
 from handlers.labels import ALPHABET_NAMES, DEFAULT_ALPHABET, UnknownAlphabet
-from handlers.recognizer import ModelError, Recognizer, read
+from handlers.recognizer import ModelError, Recognizer
 from serving.package import DEFAULT_MODEL
-from serving.pictures import SUFFIXES, Decoded, decode_all, find_pictures
+from serving.pictures import CHUNK, CHUNK_TIMEOUT_S, SUFFIXES, Chunk, cores, decode_all, decoders, find_pictures
 
 log = logging.getLogger(__name__)
 
 DEFAULT_INPUT = Path(__file__).resolve().parent / "samples"
+CHUNKS_AHEAD = 4  # in decoding or waiting for the network, for each process
 HEADER = ("path", "character", "ascii", "confidence", "status", "error")
-BATCH = 64  # pictures in one pass of the network; the last pass is padded to it
 
 DONE, FAILED, WRONG_USE, NO_PICTURES = 0, 1, 2, 3
 
@@ -57,7 +58,7 @@ class Settings:
     format: str  # csv or ascii
     min_confidence: float
     model: Path
-    processes: int
+    processes: int  # that decode, and threads that score
 
 
 class Row(NamedTuple):
@@ -71,40 +72,45 @@ class Row(NamedTuple):
     error: str = ""
 
 
-def score(recognizer: Recognizer, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-    """Class probabilities (N, C) of up to BATCH images, computed in a batch that is padded to BATCH."""
-    batch = np.zeros((BATCH, recognizer.input_size, recognizer.input_size), np.uint8)
-    batch[: len(images)] = images
-    return recognizer.probabilities(batch)[: len(images)]
+Scored: TypeAlias = tuple[Chunk, npt.NDArray[np.float32]]  # with class probabilities (N, C) of its N good pictures
 
 
-def batches(paths: Sequence[str], decoded: Iterable[list[Decoded]]) -> Iterator[list[tuple[str, Decoded]]]:
-    """Pair paths with pictures and cut them into lists that hold at most BATCH pictures that decoded."""
-    waiting: list[tuple[str, Decoded]] = []
-    good = 0
-    for path, picture in zip(paths, (p for chunk in decoded for p in chunk), strict=True):
-        waiting.append((path, picture))
-        good += picture.image is not None
-        if good == BATCH:
-            yield waiting
-            waiting, good = [], 0
-    if waiting:
-        yield waiting
+def score(recognizer: Recognizer, chunk: Chunk) -> Scored:
+    """Run the network over a chunk's good pictures, in a batch that is padded to CHUNK."""
+    good = len(chunk.images)
+    batch = np.zeros((CHUNK, recognizer.input_size, recognizer.input_size), np.uint8)
+    batch[:good] = chunk.images
+    return chunk, recognizer.probabilities(batch)[:good]
 
 
-def rows(settings: Settings, recognizer: Recognizer, paths: Sequence[str]) -> Iterator[Row]:
+def score_all(recognizer: Recognizer, chunks: Iterable[Chunk], threads: int) -> Iterator[Scored]:
+    """Score chunks in order, each by one thread: on all cores that is faster than all threads on one chunk after another."""
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting: deque[Future[Scored]] = deque()
+        for chunk in chunks:
+            waiting.append(pool.submit(score, recognizer, chunk))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def rows(settings: Settings, recognizer: Recognizer, paths: Sequence[str], pool: ProcessPoolExecutor) -> Iterator[Row]:
     """One row a path, in order."""
     fold = recognizer.fold(settings.alphabet)
-    for batch in batches(paths, decode_all(paths, recognizer.input_size, settings.processes)):
-        images = [picture.image for _, picture in batch if picture.image is not None]
-        probabilities = iter(score(recognizer, images) if images else ())
-        for path, picture in batch:
-            if picture.image is None:
-                yield Row(path, error=picture.error)
+    decoded = decode_all(paths, recognizer.input_size, pool, CHUNKS_AHEAD * settings.processes)
+    in_order = iter(paths)
+    for chunk, probabilities in score_all(recognizer, decoded, settings.processes):
+        answers = iter(fold(probabilities))
+        for error, path in zip(chunk.errors, in_order, strict=False):
+            if error:
+                yield Row(path, error=error)
                 continue
-            answer = read(next(probabilities), fold, top_k=1)
-            status = "ok" if answer.confidence >= settings.min_confidence else "rejected"
-            yield Row(path, answer.character, str(ord(answer.character)), f"{answer.confidence:.4f}", status)
+            folded: npt.NDArray[np.float64] = next(answers)
+            best = int(folded.argmax())
+            character, confidence = fold.characters[best], float(folded[best])
+            status = "ok" if confidence >= settings.min_confidence else "rejected"
+            yield Row(path, character, str(ord(character)), f"{confidence:.4f}", status)
 
 
 def csv_writer(stream: IO[str]) -> Callable[[Row], None]:
@@ -151,13 +157,14 @@ def run(settings: Settings) -> int:
         raise UsageError(f"--input {settings.input}: there is no such folder")
     if settings.output is not None and settings.output.is_dir():
         raise UsageError(f"--output {settings.output} is a folder; name a file")
-    recognizer = Recognizer(settings.model)
-    try:
-        recognizer.fold(settings.alphabet)
-    except UnknownAlphabet as error:
-        raise UsageError(f"--alphabet: {error}") from error
     counts: Counter[str] = Counter(ok=0, rejected=0, error=0)
     with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(decoders(settings.processes))
+        recognizer = Recognizer(settings.model)
+        try:
+            recognizer.fold(settings.alphabet)
+        except UnknownAlphabet as error:
+            raise UsageError(f"--alphabet: {error}") from error
         if settings.output is None:
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
             stream: IO[str] = sys.stdout
@@ -168,7 +175,7 @@ def run(settings: Settings) -> int:
                 raise UsageError(f"--output {settings.output} cannot be written: {error.strerror}") from error
         paths = find_pictures(settings.input)
         write = WRITERS[settings.format](stream)
-        for row in tqdm(rows(settings, recognizer, paths), total=len(paths), unit="img", disable=None):
+        for row in tqdm(rows(settings, recognizer, paths, pool), total=len(paths), unit="img", disable=None):
             write(row)
             counts[row.status] += 1
         stream.flush()
@@ -216,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--min-confidence", type=probability, default=0.0, metavar="P", help="answers below P get the status 'rejected'")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="the exported model")
     parser.add_argument(
-        "--processes", type=at_least_one, default=len(os.sched_getaffinity(0)), help="decoding processes; default: the cores, %(default)s"
+        "--processes", type=at_least_one, default=cores(), help="that decode, and as many threads that score; default: the cores, %(default)s"
     )
     settings = Settings(**vars(parser.parse_args(argv)))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -234,6 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except BrokenProcessPool:
         log.error("batch: a decoding process was killed, perhaps for lack of memory; try --processes 1")
+        return FAILED
+    except TimeoutError:
+        log.error("batch: no picture was decoded for %.0f s; nothing was written", CHUNK_TIMEOUT_S)
         return FAILED
     except (ModelError, OSError) as error:
         log.error("batch: %s", error)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import platform
 import statistics
 import sys
@@ -25,9 +24,9 @@ from PIL import Image
 from handlers.preprocessing import SIZE, decode, read_image
 from handlers.protocol import answer_rows
 from handlers.recognizer import ModelError, Recognizer
-from serving.batch import BATCH, Settings, rows, score
+from serving.batch import CHUNKS_AHEAD, Settings, rows, score_all
 from serving.package import DEFAULT_MODEL
-from serving.pictures import decode_all
+from serving.pictures import CHUNK, Chunk, cores, decode_all, decoders
 
 SAMPLE = Path(__file__).resolve().parent / "samples" / "3_clean.png"
 ROUNDS = 5  # the figure is the median of so many
@@ -59,12 +58,12 @@ def one_picture(recognizer: Recognizer) -> None:
     """Print what one picture costs on one core, part by part."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    image = np.asarray(Image.open(SAMPLE))
+    image = np.array(Image.open(SAMPLE))
     net = milliseconds(lambda: recognizer.probabilities(image[None]))
-    batch = np.repeat(image[None], BATCH, axis=0)
-    net_in_batch = milliseconds(lambda: recognizer.probabilities(batch), SINGLE_CALLS // BATCH) / BATCH
+    batch = np.repeat(image[None], CHUNK, axis=0)
+    net_in_batch = milliseconds(lambda: recognizer.probabilities(batch), SINGLE_CALLS // CHUNK) / CHUNK
     print(f"network alone, one picture           {net:8.3f} ms")
-    print(f"network alone, a picture of {BATCH:3d}      {net_in_batch:8.3f} ms")
+    print(f"network alone, a picture of {CHUNK:3d}      {net_in_batch:8.3f} ms")
     for name, data in (("28-pixel PNG", SAMPLE.read_bytes()), ("300-pixel photo", photo(300))):
         decoded = milliseconds(partial(decode, data))
         prepared = milliseconds(partial(read_image, data))
@@ -75,18 +74,16 @@ def one_picture(recognizer: Recognizer) -> None:
 
 def whole_folder(recognizer: Recognizer, model: Path, name: str, data: bytes, count: int) -> None:
     """Print the batch program's speed beside that of decoding alone and the network alone, on all cores."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
-    images = [read_image(data)] * BATCH
-    with tempfile.TemporaryDirectory() as folder:
+    chunks = [Chunk(np.repeat(read_image(data)[None], CHUNK, axis=0), [""] * CHUNK)] * (count // CHUNK)
+    with tempfile.TemporaryDirectory() as folder, decoders(cores()) as pool:
         paths = [f"{folder}/{number:06d}" for number in range(count)]
         for path in paths:
             Path(path).write_bytes(data)
-        settings = Settings(Path(folder), None, "alnum", "csv", 0.0, model, cores)
+        settings = Settings(Path(folder), None, "alnum", "csv", 0.0, model, cores())
         parts: dict[str, Callable[[], object]] = {
-            "decode": lambda: sum(len(chunk) for chunk in decode_all(paths, SIZE, cores)),
-            "network": lambda: [score(recognizer, images) for _ in range(0, count, BATCH)],
-            "batch": lambda: sum(1 for _ in rows(settings, recognizer, paths)),
+            "decode": lambda: sum(1 for _ in decode_all(paths, SIZE, pool, CHUNKS_AHEAD * cores())),
+            "network": lambda: sum(1 for _ in score_all(recognizer, chunks, cores())),
+            "batch": lambda: sum(1 for _ in rows(settings, recognizer, paths, pool)),
         }
         speeds: dict[str, list[float]] = {part: [] for part in parts}
         for _ in range(ROUNDS):
@@ -102,16 +99,14 @@ def whole_folder(recognizer: Recognizer, model: Path, name: str, data: bytes, co
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.bench", description="Time the parts beside their limits.")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
-    parser.add_argument("--pictures", type=int, default=4000, help="in the folder for the batch program")
+    parser.add_argument("--pictures", type=int, default=64 * CHUNK, help="in the folder for the batch program")
     arguments = parser.parse_args(argv)
     try:
         recognizer = Recognizer(arguments.model)
     except ModelError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    print(
-        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, OpenCV {cv2.__version__}, medians of {ROUNDS} rounds"
-    )
+    print(f"{platform.machine()}, {cores()} cores, torch {torch.__version__}, OpenCV {cv2.__version__}, medians of {ROUNDS} rounds")
     print("\nOne core:")
     one_picture(recognizer)
     print(f"\nAll cores, {arguments.pictures} pictures, pictures/s:")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import stat
+import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,19 +20,25 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from handlers.preprocessing import InvalidImage, read_image
+from handlers.preprocessing import Grey, InvalidImage, read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-CHUNK = 64  # pictures that a decoding process takes at a time
-CHUNKS_AHEAD = 4  # decoded or in decoding, for each process: bounds the memory
+CHUNK = 64  # pictures that a decoding process takes at a time, and the network in one pass
+CHUNK_TIMEOUT_S = 600.0  # for a chunk to be decoded; beyond it something is stuck
+PARENT_CHECK_S = 1.0
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
 
-class Decoded(NamedTuple):
-    """One picture, prepared uint8 (S, S), or why not, as "code: message"."""
+class Chunk(NamedTuple):
+    """Some pictures, decoded: `errors` holds "" or "code: message" for each, `images` the N good ones as uint8 (N, S, S)."""
 
-    image: npt.NDArray[np.uint8] | None
-    error: str = ""
+    images: npt.NDArray[np.uint8]
+    errors: list[str]
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_pictures(folder: Path) -> list[str]:
@@ -46,48 +56,72 @@ def find_pictures(folder: Path) -> list[str]:
     return sorted(path.replace(os.sep, "/") for path in found)
 
 
-def decode_file(path: str, size: int) -> Decoded:
-    """Read and prepare one file; whatever is wrong with it becomes its error."""
+def decode_file(path: str, size: int) -> Grey | str:
+    """Read and prepare one file; whatever is wrong with it is returned as "code: message"."""
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
-            return Decoded(None, "unreadable: not a regular file")
+            return "unreadable: not a regular file"
         if status.st_size > MAX_FILE_BYTES:
-            return Decoded(None, f"image_too_large: a file of {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
-        return Decoded(read_image(Path(path).read_bytes(), size))
+            return f"image_too_large: a file of {status.st_size} bytes; at most {MAX_FILE_BYTES} are read"
+        return read_image(Path(path).read_bytes(), size)
     except InvalidImage as error:
-        return Decoded(None, f"{error.code}: {error}")
+        return f"{error.code}: {error}"
     except OSError as error:
-        return Decoded(None, f"unreadable: {error.strerror or error}")
+        return f"unreadable: {error.strerror or error}"
     except Exception as error:  # a fault of ours costs this row only
-        return Decoded(None, f"internal_error: {type(error).__name__}: {error}")
+        return f"internal_error: {type(error).__name__}: {error}"
 
 
-def decode_chunk(paths: Sequence[str], size: int) -> list[Decoded]:
-    return [decode_file(path, size) for path in paths]
+def decode_chunk(paths: Sequence[str], size: int) -> Chunk:
+    results = [decode_file(path, size) for path in paths]
+    images = [result for result in results if not isinstance(result, str)]
+    stacked = np.stack(images) if images else np.empty((0, size, size), np.uint8)
+    return Chunk(stacked, [result if isinstance(result, str) else "" for result in results])
 
 
-def _start_decoder() -> None:
-    """Ctrl-C is for the main process, which ends its decoders itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def decoders(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that decode; start them before a model is loaded.
+
+    They are forked, and so there at once, where a fresh process would first import torch. A fork has no threads but its
+    own; so OpenCV's are ended here before, and the decoders use no other library that has any.
+    """
     cv2.setNumThreads(1)
+    kind = "fork" if sys.platform == "linux" else "spawn"
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context(kind), _start_decoder, (os.getpid(),))
+    try:
+        pool.submit(os.getpid)  # forks them all
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def decode_all(paths: Sequence[str], size: int, processes: int) -> Iterator[list[Decoded]]:
-    """Decode `paths` in order, a chunk at a time; in this process if a single chunk holds them all."""
-    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-    if len(chunks) <= 1 or processes <= 1:
-        yield from (decode_chunk(chunk, size) for chunk in chunks)
-        return
-    context = multiprocessing.get_context("forkserver")  # torch has threads by now, which a plain fork would break
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_decoder) as pool:
-        ahead: deque[Future[list[Decoded]]] = deque()
-        try:
-            for chunk in chunks:
-                ahead.append(pool.submit(decode_chunk, chunk, size))
-                if len(ahead) >= CHUNKS_AHEAD * processes:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+def _start_decoder(parent: int) -> None:
+    """Leave signals to the main process, which ends its decoders itself; end when it was killed and could not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if cv2.getNumThreads() != 1:  # it is no fork
+        cv2.setNumThreads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def decode_all(paths: Sequence[str], size: int, pool: ProcessPoolExecutor, ahead: int) -> Iterator[Chunk]:
+    """Decode `paths` in order, a chunk at a time, with `ahead` chunks in the pool, which bounds the memory.
+
+    Raises TimeoutError if a chunk is not decoded within CHUNK_TIMEOUT_S, BrokenProcessPool if a decoder was killed.
+    """
+    chunks = (paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK))
+    waiting: deque[Future[Chunk]] = deque()
+    for chunk in chunks:
+        waiting.append(pool.submit(decode_chunk, chunk, size))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result(CHUNK_TIMEOUT_S)
+    while waiting:
+        yield waiting.popleft().result(CHUNK_TIMEOUT_S)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import untrained_checkpoint
 from handlers.labels import BY_MERGE, DIGITS, LOWER, VIN
 from handlers.recognizer import Recognizer
 from training import export as export_module
@@ -14,7 +13,7 @@ from training.export import ExportedModel, ExportError, export, fuse_batch_norm,
 
 
 @pytest.mark.parametrize("classes", [DIGITS, LOWER, VIN, BY_MERGE], ids=["10", "26", "33", "47"])
-def test_eager_equals_exported_for_any_class_set(untrained, emnist, classes):
+def test_eager_equals_exported_for_any_class_set(untrained, untrained_checkpoint, emnist, classes):
     checkpoint = untrained_checkpoint(classes)
     recognizer = Recognizer(untrained(classes))
     assert "".join(recognizer.classes) == classes
@@ -26,7 +25,7 @@ def test_eager_equals_exported_for_any_class_set(untrained, emnist, classes):
     assert np.allclose(recognizer.probabilities(images.numpy()).sum(axis=1), 1, atol=1e-5)
 
 
-def test_batch_norms_are_folded(emnist):
+def test_batch_norms_are_folded(untrained_checkpoint, emnist):
     network = network_of(untrained_checkpoint(BY_MERGE))
     fused = fuse_batch_norm(network)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
@@ -35,7 +34,7 @@ def test_batch_norms_are_folded(emnist):
         assert torch.allclose(network(images), fused(images), atol=1e-4)
 
 
-def test_an_export_that_answers_otherwise_is_refused(untrained):
+def test_an_export_that_answers_otherwise_is_refused(untrained, untrained_checkpoint):
     path = untrained(DIGITS)
     checkpoint = untrained_checkpoint(DIGITS)
     other = ExportedModel(network_of(checkpoint), temperature=0.3).eval()
@@ -43,7 +42,7 @@ def test_an_export_that_answers_otherwise_is_refused(untrained):
         verify(path, other, checkpoint["samples"])
 
 
-def test_nothing_is_written_when_verification_fails(tmp_path, monkeypatch):
+def test_nothing_is_written_when_verification_fails(untrained_checkpoint, tmp_path, monkeypatch):
     def refuse(*_):
         raise ExportError("no")
 
@@ -53,7 +52,7 @@ def test_nothing_is_written_when_verification_fails(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command(tmp_path):
+def test_the_command(untrained_checkpoint, tmp_path):
     save_checkpoint(untrained_checkpoint(VIN), tmp_path / "best.pt")
     command = [sys.executable, "-m", "training.export", str(tmp_path / "best.pt"), str(tmp_path / "out" / "vin.pt")]
     subprocess.run(command, check=True, timeout=120)
