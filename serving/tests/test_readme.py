@@ -1,0 +1,58 @@
+"""What the README says is so: commands, files, figures and outputs."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+from serving import batch
+from serving.client import Client
+
+
+@pytest.fixture(scope="module")
+def readme(root):
+    return (root / "README.md").read_text()
+
+
+def test_every_make_target_exists_and_has_a_help_line(root, readme):
+    documented = set(re.findall(r"^([a-z-]+):.*## ", (root / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE))
+    assert {"demo", "test", "serve", "train", "bench", "help"} <= named <= documented
+
+
+def test_every_module_and_path_exists(root, readme):
+    modules = set(re.findall(r"python -m ([a-z_.]+)", readme))
+    assert modules >= {"training.train", "training.export", "training.evaluate", "serving.batch"}
+    assert all(importlib.util.find_spec(module) for module in modules)
+    for path in re.findall(r"\]\(([^)#:]+)\)", readme) + re.findall(r"`((?:handlers|training|serving|requirements)/[\w./]*)`", readme):
+        assert (root / path).exists(), path
+
+
+def test_the_figures_are_the_committed_models(recognizer, readme):
+    for name, score in recognizer.meta["metrics"]["test"]["alphabets"].items():
+        accuracy, error = 100 * score["accuracy"], 100 * score["standard_error"]
+        assert re.search(rf"\| `{name}` \| {score['n']:,} \| {accuracy:.2f} % \| {error:.2f} \|", readme), name
+    assert f"{recognizer.meta['parameters']:,} parameters" in readme
+    assert f"model version {recognizer.version}" in readme
+
+
+def test_the_curl_answer_is_the_services(root, server, readme):
+    shown = json.loads(re.search(r"```json\n(.*?)\n```", readme, re.DOTALL)[1])
+    with Client(server.url) as client:
+        answer = client.predict((root / "serving" / "samples" / "3_clean.png").read_bytes(), "alnum", 3)
+    assert answer["character"] == shown["character"]
+    assert answer["confidence"] == pytest.approx(shown["confidence"], abs=1e-4)
+    assert [a["character"] for a in answer["alternatives"]] == [a["character"] for a in shown["alternatives"]]
+
+
+def test_the_csv_and_the_demos_table_are_the_batch_programs(root, readme, tmp_path):
+    output = tmp_path / "samples.csv"
+    assert batch.main(["--input", str(root / "serving" / "samples"), "--output", str(output)]) == 0
+    header, *lines = output.read_text().splitlines()
+    assert header in readme
+    rows = [line.removeprefix(f"{root}/") for line in lines]
+    assert all(row in readme for row in rows[:3])
+    for row in rows:
+        path, character, _, confidence, *_ = row.split(",")
+        assert re.search(rf"{re.escape(path.rpartition('/')[2])} +{character} +{confidence} ", readme), row
