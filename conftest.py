@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,12 +68,13 @@ def untrained_checkpoint():
     return _untrained_checkpoint
 
 
-@pytest.fixture
-def untrained(tmp_path: Path):
-    """A function that exports an untrained model of the given classes and returns its path."""
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A function that exports an untrained model of the given classes, once, and returns its path."""
 
+    @cache
     def make(classes: str) -> Path:
-        path = tmp_path / "emnist.pt"
+        path = tmp_path_factory.mktemp("untrained") / "emnist.pt"
         export(_untrained_checkpoint(classes), path)
         return path
 

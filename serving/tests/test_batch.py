@@ -148,10 +148,15 @@ def test_without_arguments_the_samples_are_scored():
         (["--inptu", "x"], "unrecognized arguments"),
     ],
 )
-def test_wrong_use_is_exit_code_2(arguments, message):
-    stdout, stderr = run(*arguments, expect=WRONG_USE)
-    assert message in stderr
-    assert stdout == ""
+def test_wrong_use_is_exit_code_2(arguments, message, capsys, caplog):
+    try:
+        code = batch.main(arguments)
+    except SystemExit as stop:  # what argparse refuses
+        code = stop.code
+    assert code == WRONG_USE
+    printed = capsys.readouterr()
+    assert message in printed.err + caplog.text
+    assert printed.out == ""
 
 
 def test_an_unwritable_output_fails_before_any_work(tmp_path, folder):
