@@ -107,10 +107,16 @@ class Server:
             time.sleep(POLL_S)
 
     def ready(self) -> bool:
-        """Whether the edge finds all of the model's workers READY."""
+        """Whether all of the model's workers are READY, and the edge has seen it.
+
+        TorchServe is asked as well, for HAProxy takes a server to be up until its first health checks have failed.
+        """
         try:
-            return requests.get(f"{self.url}/ready", timeout=REQUEST_TIMEOUT_S).ok
-        except requests.RequestException:
+            answer = requests.get(f"{self.management_url}/models/{self.model}", timeout=REQUEST_TIMEOUT_S)
+            workers = answer.json()[0]["workers"] if answer.ok else []
+            ready = bool(workers) and all(worker["status"] == "READY" for worker in workers)
+            return ready and requests.get(f"{self.url}/ready", timeout=REQUEST_TIMEOUT_S).ok
+        except (requests.RequestException, ValueError, LookupError):
             return False
 
     def check_alive(self) -> None:
