@@ -74,7 +74,7 @@ def test_any_class_set_packages_and_serves(server, untrained, tmp_path, emnist, 
     picture = tmp_path / "picture.png"
     Image.fromarray(emnist.images[0].numpy()).save(picture)
     parameters = {"url": mar.as_uri(), "initial_workers": 1, "synchronous": "true"}
-    requests.post(f"{server.management_url}/models", params=parameters, timeout=60).raise_for_status()
+    requests.post(f"http://{server.management_address}/models", params=parameters, timeout=60).raise_for_status()
     with Client(server.url, model=mar.stem) as client:
         body = client.predict(picture.read_bytes(), alphabet="classes", top_k=len(classes))
     said = {body["character"]: body["confidence"]} | {a["character"]: a["confidence"] for a in body["alternatives"]}

@@ -1,0 +1,80 @@
+"""What runs in the containers of a pod: one process of the service in each, and the commands that probe it and end it.
+
+    python -m serving.pod torchserve    become TorchServe's Java, which gets the container's signals
+    python -m serving.pod edge          become HAProxy
+    python -m serving.pod started       exit 0 once all workers are READY: the startup probe
+    python -m serving.pod drain         send the edge's clients elsewhere, then let it end: the preStop hook
+
+Settings come from the environment: TS_<KEY> for TorchServe, the names at the top of haproxy.cfg for HAProxy, JAVA_OPTIONS,
+and DRAIN_SECONDS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from serving.processes import ServerError, haproxy_command, model_version, torchserve_command, workers_ready
+
+MANAGEMENT_ADDRESS = "127.0.0.1:8081"
+DEFAULT_MAR = Path("build/emnist.mar")
+DEFAULT_ADMIN_SOCKET = "/tmp/haproxy.sock"
+DEFAULT_DRAIN_S = "8"  # for Services to forget the pod, and for clients to have had one more answer
+SOCKET_TIMEOUT_S = 2
+
+
+def torchserve(mar: Path) -> int:
+    version = model_version(mar)  # a missing or broken archive is said in one line, not in Java's words
+    print(f"serving model {mar.stem}, version {version}", file=sys.stderr, flush=True)
+    command = torchserve_command(mar, Path(tempfile.gettempdir()))
+    os.execvp(command[0], command)
+
+
+def edge(mar: Path) -> int:
+    os.environ["MODEL"] = mar.stem
+    os.environ["MODEL_VERSION"] = model_version(mar)
+    command = haproxy_command()
+    os.execvp(command[0], command)
+
+
+def started(mar: Path) -> int:
+    return 0 if workers_ready(MANAGEMENT_ADDRESS, mar.stem) else 1
+
+
+def drain(_mar: Path) -> int:
+    """Let every answer say `Connection: close`, wait, then ask HAProxy to finish what it has and end."""
+    with socket.socket(socket.AF_UNIX) as admin:
+        admin.settimeout(SOCKET_TIMEOUT_S)
+        admin.connect(os.environ.get("ADMIN_SOCKET", DEFAULT_ADMIN_SOCKET))
+        admin.sendall(b"set server draining/flag state maint\n")
+        admin.recv(1)
+    time.sleep(float(os.environ.get("DRAIN_SECONDS", DEFAULT_DRAIN_S)))
+    os.kill(1, signal.SIGUSR1)
+    while True:  # the container ends with HAProxy, at the latest after its hard-stop-after
+        time.sleep(1)
+
+
+COMMANDS = {function.__name__: function for function in (torchserve, edge, started, drain)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serving.pod", description="One process of the service, as the containers of a pod run it.")
+    parser.add_argument("command", choices=sorted(COMMANDS))
+    parser.add_argument("--mar", type=Path, default=DEFAULT_MAR)
+    arguments = parser.parse_args(argv)
+    try:
+        return COMMANDS[arguments.command](arguments.mar)
+    except (ServerError, OSError) as error:
+        print(f"{arguments.command}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

