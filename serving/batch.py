@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
@@ -39,7 +40,8 @@ from serving.pictures import CHUNK, CHUNK_TIMEOUT_S, SUFFIXES, Chunk, cores, dec
 
 log = logging.getLogger(__name__)
 
-DEFAULT_INPUT = Path(__file__).resolve().parent / "samples"
+SAMPLES = Path(__file__).resolve().parent / "samples"
+PROGRESS_S = 10.0  # between lines of progress, where standard error is no terminal
 CHUNKS_AHEAD = 4  # in decoding or waiting for the network, for each process
 HEADER = ("path", "character", "ascii", "confidence", "status", "error")
 
@@ -57,6 +59,8 @@ class Settings:
     alphabet: str
     format: str  # csv or ascii
     min_confidence: float
+    if_empty: str  # fail, or samples: score the bundled samples when `input` holds no picture
+    keep_old: bool  # an earlier file of the name `output` gets another name
     model: Path
     processes: int  # that decode, and threads that score
 
@@ -150,6 +154,36 @@ def atomic(path: Path) -> Iterator[IO[str]]:
         part.unlink(missing_ok=True)
 
 
+def progress(rows: Iterable[Row], total: int) -> Iterator[Row]:
+    """Pass rows on; a bar on a terminal, else a line of the log every PROGRESS_S."""
+    if sys.stderr.isatty():
+        yield from tqdm(rows, total=total, unit="img")
+        return
+    started = said = time.perf_counter()
+    for done, row in enumerate(rows, 1):
+        yield row
+        now = time.perf_counter()
+        if now - said >= PROGRESS_S:
+            speed = done / (now - started)
+            log.info("%d of %d pictures, %.0f a second, %.0f s left", done, total, speed, (total - done) / speed)
+            said = now
+
+
+def set_aside(path: Path) -> None:
+    """Rename an earlier result, and its .meta.json, after the time it was written, so that the new one replaces nothing."""
+    if not path.exists():
+        return
+    written = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    for old in (path, meta_path(path)):
+        if old.exists():
+            old.rename(old.with_name(old.name.replace(path.stem, f"{path.stem}.{written}", 1)))
+    log.info("the earlier result is kept as %s", path.with_name(f"{path.stem}.{written}{path.suffix}"))
+
+
+def meta_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.meta.json")
+
+
 def run(settings: Settings) -> int:
     """Score the directory; returns the exit code. Raises UsageError, ModelError, OSError."""
     started = time.perf_counter()
@@ -173,17 +207,24 @@ def run(settings: Settings) -> int:
                 stream = stack.enter_context(atomic(settings.output))
             except OSError as error:
                 raise UsageError(f"--output {settings.output} cannot be written: {error.strerror}") from error
-        paths = find_pictures(settings.input)
+        folder = settings.input
+        paths = find_pictures(folder)
+        if not paths and settings.if_empty == "samples":
+            folder = SAMPLES
+            log.warning("no picture found below %s: scoring the bundled samples instead", settings.input)
+            paths = find_pictures(folder)
         write = WRITERS[settings.format](stream)
-        for row in tqdm(rows(settings, recognizer, paths, pool), total=len(paths), unit="img", disable=None):
+        for row in progress(rows(settings, recognizer, paths, pool), len(paths)):
             write(row)
             counts[row.status] += 1
         stream.flush()
+        if settings.keep_old and settings.output is not None:
+            set_aside(settings.output)
     seconds = time.perf_counter() - started
     log.info("%d pictures in %.1f s: %s", len(paths), seconds, ", ".join(f"{n} {status}" for status, n in counts.items()))
     if settings.output is not None:
         meta = {
-            "input": str(settings.input),
+            "input": str(folder),
             "model": {"file": settings.model.name, "version": recognizer.version},
             "alphabet": settings.alphabet,
             "min_confidence": settings.min_confidence,
@@ -192,8 +233,9 @@ def run(settings: Settings) -> int:
             "seconds": round(seconds, 3),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__},
         }
-        with atomic(settings.output.with_name(f"{settings.output.name}.meta.json")) as stream:
+        with atomic(meta_path(settings.output)) as stream:
             json.dump(meta, stream, indent=2)
+        log.info("wrote %s", settings.output)
     if not paths:
         log.warning("no picture found below %s (looked for %s)", settings.input, ", ".join(SUFFIXES))
         return NO_PICTURES
@@ -216,11 +258,13 @@ def probability(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.batch", description="Score a directory of pictures, one CSV row a picture.")
-    parser.add_argument("--input", type=Path, default=DEFAULT_INPUT, help="the directory, searched recursively; default: the bundled samples")
+    parser.add_argument("--input", type=Path, default=SAMPLES, help="the directory, searched recursively; default: the bundled samples")
     parser.add_argument("--output", type=Path, help="the file to write, with FILE.meta.json beside it; default: standard output")
     parser.add_argument("--alphabet", default=DEFAULT_ALPHABET, help=f"one of {', '.join(ALPHABET_NAMES)}; default: %(default)s")
     parser.add_argument("--format", choices=sorted(WRITERS), default="csv", help="ascii: lines as '065, path'; default: %(default)s")
     parser.add_argument("--min-confidence", type=probability, default=0.0, metavar="P", help="answers below P get the status 'rejected'")
+    parser.add_argument("--if-empty", choices=("fail", "samples"), default="fail", help="samples: without any picture, score the bundled samples")
+    parser.add_argument("--keep-old", action="store_true", help="an earlier FILE keeps its content under a name with its time")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="the exported model")
     parser.add_argument(
         "--processes", type=at_least_one, default=cores(), help="that decode, and as many threads that score; default: the cores, %(default)s"

@@ -1,6 +1,6 @@
 """emnist.pt and handlers/ -> emnist.mar, the archive that TorchServe loads.
 
-python -m serving.package [--model serving/models/emnist.pt] [--output build/emnist.mar]
+python -m serving.package [--model serving/models/emnist.pt] [--output build/emnist.mar] [--device cpu]
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ ENTRY = HANDLERS / "emnist_handler.py"
 DEFAULT_MODEL = HERE / "models" / "emnist.pt"
 DEFAULT_OUTPUT = Path("build/emnist.mar")
 ARCHIVER_TIMEOUT_S = 120
+DEVICES = ("cpu", "gpu")
 
 
-def package(model: Path, output: Path) -> str:
-    """Write the archive to `output`, whose stem is the model's name on the server. Returns the model's version.
+def package(model: Path, output: Path, device: str = "cpu") -> str:
+    """Write the archive to `output`, whose stem is the model's name on the server, for workers on `device`. Returns the model's version.
 
     Raises ModelError if `model` is no exported model, RuntimeError if the archiver fails.
     """
@@ -36,9 +37,11 @@ def package(model: Path, output: Path) -> str:
         for module in sorted(HANDLERS.glob("*.py")):
             if module != ENTRY:
                 shutil.copyfile(module, stage / module.name)
+        config = Path(folder) / "model-config.yaml"
+        config.write_text((HERE / config.name).read_text().replace("deviceType: cpu", f"deviceType: {device}"))
         command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", output.stem, "--version", version]
         command += ["--serialized-file", str(model), "--handler", str(ENTRY), "--extra-files", str(stage.parent)]
-        command += ["--config-file", str(HERE / "model-config.yaml"), "--export-path", folder]
+        command += ["--config-file", str(config), "--export-path", folder]
         done = subprocess.run(command, capture_output=True, text=True, timeout=ARCHIVER_TIMEOUT_S, check=False)
         made = Path(folder) / f"{output.stem}.mar"
         if done.returncode != 0 or not made.is_file():
@@ -51,9 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.package", description="Package an exported model for TorchServe.")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="what the workers run on; default: %(default)s")
     arguments = parser.parse_args(argv)
     try:
-        version = package(arguments.model, arguments.output)
+        version = package(arguments.model, arguments.output, arguments.device)
     except (ModelError, RuntimeError, OSError) as error:
         print(f"package: {error}", file=sys.stderr)
         return 1

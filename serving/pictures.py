@@ -26,6 +26,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 CHUNK = 64  # pictures that a decoding process takes at a time, and the network in one pass
 CHUNK_TIMEOUT_S = 600.0  # for a chunk to be decoded; beyond it something is stuck
 PARENT_CHECK_S = 1.0
+LOST_AND_FOUND = "lost+found"  # at the root of an ext4 volume, for root alone to list
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
 
@@ -51,7 +52,9 @@ def find_pictures(folder: Path) -> list[str]:
         raise error
 
     found = []
-    for parent, _, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        if parent == str(folder) and LOST_AND_FOUND in folders:
+            folders.remove(LOST_AND_FOUND)
         found += [os.path.join(parent, name) for name in names if name.lower().endswith(SUFFIXES)]
     return sorted(path.replace(os.sep, "/") for path in found)
 

@@ -228,3 +228,38 @@ def test_a_reader_that_goes_away(folder):
     assert done.stdout == ",".join(HEADER) + "\n" or done.stdout.strip() == ",".join(HEADER)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_an_empty_folder_can_stand_for_the_samples(tmp_path, caplog):
+    (tmp_path / "pictures" / "lost+found").mkdir(parents=True)
+    output = tmp_path / "out.csv"
+    call = ["--input", str(tmp_path / "pictures"), "--output", str(output)]
+    assert batch.main([*call, "--if-empty", "samples"]) == 0
+    assert len(list(csv.DictReader(output.open(newline="")))) == len(list(batch.SAMPLES.iterdir()))
+    assert json.loads(batch.meta_path(output).read_text())["input"] == str(batch.SAMPLES)
+    assert "scoring the bundled samples instead" in caplog.text
+    assert batch.main(call) == 3
+
+
+def test_an_earlier_result_is_kept_when_asked(tmp_path):
+    pictures, output = tmp_path / "pictures", tmp_path / "march.csv"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(b"junk")
+    call = ["--input", str(pictures), "--output", str(output), "--keep-old"]
+    assert batch.main(call) == 0
+    first = output.read_bytes()
+    (pictures / "b.png").write_bytes(b"junk")
+    assert batch.main(call) == 0
+    (old,) = tmp_path.glob("march.2*.csv")
+    assert old.read_bytes() == first
+    assert (tmp_path / f"{old.name}.meta.json").exists()
+    assert len(list(csv.DictReader(output.open(newline="")))) == 2
+
+
+def test_progress_is_logged_where_there_is_no_terminal(tmp_path, emnist, monkeypatch, caplog):
+    monkeypatch.setattr(batch, "PROGRESS_S", 0.0)
+    for number in range(3):
+        Image.fromarray(emnist.images[number].numpy()).save(tmp_path / f"{number}.png")
+    with caplog.at_level("INFO"):
+        assert batch.main(["--input", str(tmp_path), "--output", str(tmp_path / "out.csv")]) == 0
+    assert "2 of 3 pictures, " in caplog.text
