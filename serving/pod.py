@@ -3,7 +3,7 @@
     python -m serving.pod torchserve    become TorchServe's Java, which gets the container's signals
     python -m serving.pod edge          become HAProxy
     python -m serving.pod started       exit 0 once all workers are READY: the startup probe
-    python -m serving.pod drain         send the edge's clients elsewhere, then let it end: the preStop hook
+    python -m serving.pod drain         send the edge's clients elsewhere, then wait for the last answers: the preStop hook
 
 Settings come from the environment: TS_<KEY> for TorchServe, the names at the top of haproxy.cfg for HAProxy, JAVA_OPTIONS,
 and DRAIN_SECONDS.
@@ -12,8 +12,9 @@ and DRAIN_SECONDS.
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -28,6 +29,8 @@ DEFAULT_MAR = Path("build/emnist.mar")
 DEFAULT_ADMIN_SOCKET = "/tmp/haproxy.sock"
 DEFAULT_DRAIN_S = "8"  # for Services to forget the pod, and for clients to have had one more answer
 SOCKET_TIMEOUT_S = 2
+LAST_ANSWERS_S = 10
+POLL_S = 0.2
 
 
 def torchserve(mar: Path) -> int:
@@ -49,16 +52,26 @@ def started(mar: Path) -> int:
 
 
 def drain(_mar: Path) -> int:
-    """Let every answer say `Connection: close`, wait, then ask HAProxy to finish what it has and end."""
+    """Let every answer say `Connection: close`, wait, then take no more connections and wait for those that are left."""
+    ask("set server draining/flag state maint")
+    time.sleep(float(os.environ.get("DRAIN_SECONDS", DEFAULT_DRAIN_S)))
+    ask("shutdown frontend edge")
+    last = time.monotonic() + LAST_ANSWERS_S
+    while time.monotonic() < last:
+        edge_line = next(csv.DictReader(io.StringIO(ask("show stat edge 1 -1").removeprefix("# "))), {"scur": "0"})
+        if edge_line["scur"] == "0":
+            break
+        time.sleep(POLL_S)
+    return 0
+
+
+def ask(command: str) -> str:
+    """What HAProxy answers to a command on its admin socket. Raises OSError."""
     with socket.socket(socket.AF_UNIX) as admin:
         admin.settimeout(SOCKET_TIMEOUT_S)
         admin.connect(os.environ.get("ADMIN_SOCKET", DEFAULT_ADMIN_SOCKET))
-        admin.sendall(b"set server draining/flag state maint\n")
-        admin.recv(1)
-    time.sleep(float(os.environ.get("DRAIN_SECONDS", DEFAULT_DRAIN_S)))
-    os.kill(1, signal.SIGUSR1)
-    while True:  # the container ends with HAProxy, at the latest after its hard-stop-after
-        time.sleep(1)
+        admin.sendall(f"{command}\n".encode())
+        return b"".join(iter(lambda: admin.recv(65536), b"")).decode()
 
 
 COMMANDS = {function.__name__: function for function in (torchserve, edge, started, drain)}
