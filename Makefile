@@ -8,19 +8,38 @@ NAME        ?= $(RECIPE)
 MODEL       ?= serving/models/emnist.pt
 PORT        ?= 8080
 
+# Images and where they run; DEVICE is cpu or gpu.
+VERSION            ?= 0.1.0
+IMAGE_PREFIX       ?= docker.io/library/emnist
+DOCKER             ?= docker
+DOCKER_BUILD_FLAGS ?=
+LOAD_IMAGE         ?=
+DEVICE             ?= cpu
+TRAIN_DEVICE       ?= gpu
+
+# Load tests.
+HOST     ?= http://127.0.0.1:$(PORT)
+USERS    ?= 32
+RUN_TIME ?= 60s
+SHAPE    ?= steady
+
 VENV       := .venv
 TRAIN_VENV := .venv-train
+LINT_VENV  := .venv-lint
 PY         := $(VENV)/bin/python
 PIP        := $(PY) -m pip install --quiet --disable-pip-version-check
 # Training needs the big environment for a GPU, and for the download of EMNIST by torchvision.
 TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu)),$(VENV),$(TRAIN_VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve mar batch train test test-slow check format bench clean
+.PHONY: help demo serve mar train bench test test-slow check check-manifests format clean
+.PHONY: images images-serve images-train load-images train-container container-test cluster-test load-test sweep
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME EMNIST_ROOT MODEL PORT"
+	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE DEVICE TRAIN_DEVICE (cpu or gpu)"
+	@echo "  of load tests: HOST USERS RUN_TIME SHAPE (steady, step, spike)"
 
 demo: $(VENV)/ready ## package the model, serve it, send the samples, score them, compare
 	@$(PY) -m serving.demo --model $(MODEL)
@@ -43,21 +62,64 @@ test: $(VENV)/ready ## the tests that need nothing but .venv
 test-slow: $(VENV)/ready ## the slow tests; some need EMNIST_ROOT
 	@EMNIST_ROOT=$(EMNIST_ROOT) $(PY) -m pytest -m slow
 
-check: $(VENV)/ready ## lint, format and types; only reports
+images: images-serve images-train ## build emnist-serve, emnist-batch and emnist-train
+
+# An image for a GPU has a tag of its own, so that both can be at hand.
+SERVE_TAG := $(VERSION)$(if $(filter gpu,$(DEVICE)),-gpu)
+TRAIN_TAG := $(VERSION)$(if $(filter cpu,$(TRAIN_DEVICE)),-cpu)
+BUILD      = $(DOCKER) build $(DOCKER_BUILD_FLAGS) --build-arg VERSION=$(VERSION) --build-arg TORCH_INDEX=$(TORCH_INDEX)
+
+images-serve: ## build emnist-serve and emnist-batch, with MODEL in them
+	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target batch -t $(IMAGE_PREFIX)-batch:$(SERVE_TAG) .
+	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target serve -t $(IMAGE_PREFIX)-serve:$(SERVE_TAG) .
+
+images-train: ## build emnist-train; TRAIN_DEVICE=cpu: its twin without CUDA
+	$(BUILD) --build-arg DEVICE=$(TRAIN_DEVICE) -f Dockerfile.train -t $(IMAGE_PREFIX)-train:$(TRAIN_TAG) .
+
+load-images: images-serve ## bring the images onto the nodes by LOAD_IMAGE, for instance LOAD_IMAGE="kind load docker-image"
+	$(if $(LOAD_IMAGE),$(LOAD_IMAGE) $(IMAGE_PREFIX)-serve:$(SERVE_TAG))
+	$(if $(LOAD_IMAGE),$(LOAD_IMAGE) $(IMAGE_PREFIX)-batch:$(SERVE_TAG))
+
+train-container: images-train ## train RECIPE in the container, on a GPU, into the volume `out`; EMNIST comes into the volume `data`
+	$(DOCKER) run --rm $(if $(filter gpu,$(TRAIN_DEVICE)),--gpus all) -v data:/data -v out:/out $(IMAGE_PREFIX)-train:$(TRAIN_TAG) --recipe $(RECIPE) --name $(NAME)
+
+TEST_IMAGES = IMAGE_PREFIX=$(IMAGE_PREFIX) VERSION=$(VERSION) DOCKER=$(DOCKER)
+
+container-test: $(VENV)/ready images-serve ## build and try the images; the training image as its CPU twin
+	$(MAKE) images-train TRAIN_DEVICE=cpu
+	@$(TEST_IMAGES) $(PY) -m pytest -m container k8s
+
+cluster-test: $(VENV)/ready load-images ## try everything on the cluster of the current context, in the namespace emnist
+	@$(TEST_IMAGES) $(PY) -m pytest -m cluster k8s
+
+load-test: $(VENV)/ready ## send pictures to HOST as USERS in a SHAPE for RUN_TIME; report in build/load-test.html and build/load-test_*.csv
+	@mkdir -p build
+	@$(VENV)/bin/locust --headless --only-summary -f load_tests/locustfile.py --host $(HOST) --users $(USERS) --run-time $(RUN_TIME) \
+	  --shape $(SHAPE) --html build/load-test.html --csv build/load-test
+
+sweep: mar ## measure workers, batch size and delay, and 1 to 64 users (minutes)
+	@$(PY) load_tests/sweep.py
+
+check: $(VENV)/ready ## lint, format, types, Dockerfiles and manifests; only reports
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(VENV)/bin/hadolint Dockerfile.train Dockerfile.serve
+	@$(VENV)/bin/yamllint --strict .
+
+check-manifests: $(LINT_VENV)/ready ## checkov over the manifests and the Dockerfiles, in an environment of its own
+	@$(LINT_VENV)/bin/checkov --config-file .checkov.yaml
 
 format: $(VENV)/ready ## fix what ruff can fix
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
 clean: ## remove the environments and what was built; runs/ stays
-	rm -rf $(VENV) $(TRAIN_VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRAIN_VENV) $(LINT_VENV) build .pytest_cache .mypy_cache .ruff_cache
 
 # Torch comes first, alone and without what it depends on: only it is looked for in the CPU index, which keeps the gigabytes
 # of CUDA away; an index that cannot be reached costs seconds for every package that is looked for in it.
-$(VENV)/ready: requirements/torch.txt requirements/serve.txt requirements/dev.txt
+$(VENV)/ready: $(addprefix requirements/,torch.txt batch.txt serve.txt train-cpu.txt dev.txt)
 	@echo "installing the environment $(VENV) (a minute or two): torch ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
@@ -69,4 +131,10 @@ $(TRAIN_VENV)/ready: requirements/train.lock
 	@echo "installing the training environment $(TRAIN_VENV) (CUDA torch: some GB, a few minutes)"
 	@$(PYTHON) -m venv $(TRAIN_VENV)
 	@$(TRAIN_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/train.lock
+	@touch $@
+
+$(LINT_VENV)/ready: requirements/lint.txt
+	@echo "installing the environment $(LINT_VENV)"
+	@$(PYTHON) -m venv $(LINT_VENV)
+	@$(LINT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/lint.txt
 	@touch $@

@@ -47,6 +47,7 @@ SAMPLES = 64  # validation images that ride in the checkpoint, for the export to
 COMPILE_PAYS_STEPS = 1000  # compiling takes about as long as it saves in so many steps
 TEMPERATURES = [math.exp(0.01 * n) for n in range(-120, 81)]  # 0.30 to 2.23
 SEED_STRIDE = 1_000_003  # keeps the seeds of one run's steps apart from another's
+DEVICES = ("auto", "cpu", "gpu")
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT
 
 
@@ -260,6 +261,14 @@ def finish(run: Run) -> None:
     print(table(checkpoint["metrics"]["test"]))
 
 
+def choose_device(wanted: str) -> torch.device:
+    """The device to train on. Raises SettingsError where a GPU was asked for and none is seen."""
+    seen = torch.cuda.is_available()
+    if wanted == "gpu" and not seen:
+        raise SettingsError("a GPU was asked for, and torch sees none: `docker run --gpus all`, the limit nvidia.com/gpu, or --device cpu")
+    return torch.device("cuda" if seen and wanted != "cpu" else "cpu")
+
+
 def prepare(folder: Path, recipe: str, overrides: Sequence[str], resume: bool) -> Settings:
     """The settings to run with. Raises SettingsError where a run would overwrite another or change in the middle."""
     if resume:
@@ -277,20 +286,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable")
     parser.add_argument("--emnist-root", default=os.environ.get("EMNIST_ROOT"), help="folder that holds EMNIST/raw; default: download once")
-    parser.add_argument("--name", help="the run's folder in runs/; default: the recipe's name")
+    parser.add_argument("--download", action="store_true", help="download EMNIST into --emnist-root if it is not there")
+    parser.add_argument("--name", help="the run's folder in --runs; default: the recipe's name")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: %(default)s")
+    parser.add_argument("--device", choices=DEVICES, default=os.environ.get("TRAIN_DEVICE", "auto"), help="gpu: refuse to start without one; default: auto")
     parser.add_argument("--resume", action="store_true", help="go on with the run of that name, with its own settings")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder = Path("runs") / (arguments.name or Path(arguments.recipe).stem)
+    folder = arguments.runs / (arguments.name or Path(arguments.recipe).stem)
     try:
+        device = choose_device(arguments.device)
         settings = prepare(folder, arguments.recipe, arguments.overrides, arguments.resume)
         root = Path(arguments.emnist_root) if arguments.emnist_root else cache_folder()
-        if not arguments.emnist_root:
+        if not arguments.emnist_root or (arguments.download and not (root / "EMNIST" / "raw").is_dir()):
             download(root)
         splits = load_splits(settings.data, root, settings.seed)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False))
-        run = Run(settings, splits, folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        run = Run(settings, splits, folder, device)
         train(run, arguments.resume)
         finish(run)
     except Interrupted as interruption:
