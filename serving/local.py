@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 0
-    except ServerError as error:
+    except (ServerError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return 1
 

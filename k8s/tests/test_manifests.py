@@ -1,0 +1,183 @@
+"""The manifests without a cluster: their schemas, their names, what must stand in them, and that each overlay renders."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+K8S = Path(__file__).resolve().parents[1]
+FILES = sorted(K8S.glob("*.yaml"))
+OVERLAYS = sorted(path for path in (K8S / "overlays").iterdir() if path.is_dir())
+VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34")
+CLUSTER_SCOPED = {"Namespace", "PersistentVolume"}
+SECRET_PORTS = {8081, 8082, 8085, 7070, 7071}  # TorchServe's own; none leaves the pod
+
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+
+
+def objects_in(text):
+    for document in yaml.safe_load_all(text):
+        yield from document["items"] if document["kind"] == "List" else [document]
+
+
+def kustomize(folder):
+    command = ["kubectl", "kustomize", "--load-restrictor", "LoadRestrictionsNone", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(objects_in(done.stdout))
+
+
+def pod_specs(objects):
+    for found in objects:
+        match found["kind"]:
+            case "Pod":
+                yield found["spec"]
+            case "CronJob":
+                yield found["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+            case "Deployment" | "Job":
+                yield found["spec"]["template"]["spec"]
+
+
+def containers_of(pod):
+    return pod.get("initContainers", []) + pod["containers"]
+
+
+BASE = [found for file in FILES for found in objects_in(file.read_text())]
+
+
+def one(kind):
+    (found,) = [found for found in BASE if found["kind"] == kind]
+    return found
+
+
+def test_everything_is_there_and_what_others_need_comes_first():
+    kinds = [found["kind"] for found in BASE]
+    expected = {"Namespace", "ConfigMap", "NetworkPolicy", "PersistentVolumeClaim", "Deployment", "Service", "HorizontalPodAutoscaler"}
+    assert set(kinds) == expected | {"PodDisruptionBudget", "CronJob", "Job"}
+    assert kinds[0] == "Namespace"
+    assert max(kinds.index(kind) for kind in ("ConfigMap", "PersistentVolumeClaim")) < kinds.index("Deployment") < kinds.index("Job")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_base_is_valid(version):
+    for found in BASE:
+        kubernetes_validate.validate(found, version, strict=True)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("folder", [K8S, *OVERLAYS], ids=lambda folder: folder.name)
+def test_what_is_rendered_is_valid_and_hardened(folder):
+    objects = kustomize(folder)
+    assert objects
+    for found in objects:
+        for version in VERSIONS:
+            kubernetes_validate.validate(found, version, strict=True)
+        if found["kind"] not in CLUSTER_SCOPED:
+            assert found["metadata"]["namespace"] == "emnist"
+        assert found["metadata"]["labels"]["app.kubernetes.io/part-of"] == "emnist"
+    for pod in pod_specs(objects):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        for container in containers_of(pod):
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert set(container["resources"]) == {"requests", "limits"}
+
+
+@needs_kubectl
+def test_apply_f_and_apply_k_mean_the_same():
+    def by_name(objects):
+        return {(found["kind"], found["metadata"]["name"]): found for found in objects}
+
+    assert by_name(kustomize(K8S)) == by_name(BASE)
+
+
+@needs_kubectl
+def test_one_line_changes_the_namespace_or_the_tag(tmp_path):
+    for file in [*FILES, K8S / "Kustomization"]:
+        shutil.copy(file, tmp_path)
+    text = (K8S / "Kustomization").read_text()
+    text = text.replace("namespace: emnist", "namespace: archive").replace("newTag: 0.1.0", "newTag: 9.9.9")
+    (tmp_path / "Kustomization").write_text(text.replace("newName: emnist-", "newName: registry.example.org/emnist-"))
+    objects = kustomize(tmp_path)
+    assert {found["metadata"].get("namespace", found["metadata"]["name"]) for found in objects} == {"archive"}
+    images = {container["image"] for pod in pod_specs(objects) for container in containers_of(pod)}
+    assert images == {f"registry.example.org/emnist-{name}:9.9.9" for name in ("serve", "batch")}
+
+
+def test_all_tags_are_the_version(root):
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    files = [*FILES, K8S / "Kustomization", *(K8S / "overlays").rglob("*.yaml")]
+    tags = {tag for file in files for tag in re.findall(r"(?:image: emnist-\w+:|newTag: )([\w.]+)", file.read_text())}
+    assert tags == {version}
+    for name in ("Makefile", "Dockerfile.serve", "Dockerfile.train"):
+        assert re.search(rf"VERSION\s*\??=\s*{re.escape(version)}$", (root / name).read_text(), re.MULTILINE), name
+
+
+def test_the_namespace_enforces_the_restricted_standard():
+    assert one("Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_the_autoscaler_owns_the_replicas():
+    assert "replicas" not in one("Deployment")["spec"]
+    autoscaler = one("HorizontalPodAutoscaler")["spec"]
+    assert autoscaler["minReplicas"] >= 2
+    assert autoscaler["scaleTargetRef"]["name"] == one("Deployment")["metadata"]["name"]
+
+
+def test_selectors_find_the_pods():
+    labels = one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        one("Deployment")["spec"]["selector"]["matchLabels"],
+        one("Service")["spec"]["selector"],
+        one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        one("Deployment")["spec"]["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+    policies = {found["metadata"]["name"]: found["spec"] for found in BASE if found["kind"] == "NetworkPolicy"}
+    assert policies["emnist-serve"]["podSelector"]["matchLabels"].items() <= labels.items()
+    for kind in ("CronJob", "Job"):
+        spec = one(kind)["spec"]
+        template = spec["jobTemplate"]["spec"]["template"] if kind == "CronJob" else spec["template"]
+        assert policies["emnist-batch"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_only_the_edge_has_ports(root):
+    containers = {container["name"]: container for container in containers_of(one("Deployment")["spec"]["template"]["spec"])}
+    assert "ports" not in containers["torchserve"]
+    assert {port["containerPort"] for port in containers["haproxy"]["ports"]}.isdisjoint(SECRET_PORTS)
+    addresses = re.findall(r"^\w+_address=http://([\d.]+):", (root / "serving" / "config.properties").read_text(), re.MULTILINE)
+    assert addresses == ["127.0.0.1"] * 3
+
+
+def test_every_setting_of_the_config_maps_is_read_by_something(root):
+    maps = {found["metadata"]["name"]: found["data"] for found in BASE if found["kind"] == "ConfigMap"}
+    edge = (root / "serving" / "haproxy.cfg").read_text() + (root / "serving" / "pod.py").read_text()
+    assert [name for name in maps["emnist-haproxy"] if name not in edge] == []
+    keys = {line.partition("=")[0] for line in (root / "serving" / "config.properties").read_text().splitlines()}
+    assert [name for name in maps["emnist-torchserve"] if name.removeprefix("TS_").lower() not in keys | {"java_options"}] == []
+
+
+def test_the_pod_outlives_its_draining():
+    pod = one("Deployment")["spec"]["template"]["spec"]
+    drain = float(next(found for found in BASE if found["metadata"]["name"] == "emnist-haproxy")["data"]["DRAIN_SECONDS"])
+    assert pod["terminationGracePeriodSeconds"] > drain + 10 + 10
+
+
+def test_the_first_run_is_the_template_of_all_runs():
+    template, first = one("CronJob")["spec"]["jobTemplate"]["spec"], one("Job")["spec"]
+    assert one("CronJob")["spec"]["suspend"] is True
+    assert first["template"]["spec"] == template["template"]["spec"]
+    assert first["podFailurePolicy"] == template["podFailurePolicy"]
+    assert first["template"]["metadata"]["labels"].items() ^ template["template"]["metadata"]["labels"].items() == {
+        ("emnist/if-empty", "samples"),
+        ("emnist/if-empty", "fail"),
+    }
+    assert "ttlSecondsAfterFinished" not in first, "it would be run again by the next apply"
