@@ -34,7 +34,7 @@ _cpu_started = (0.0, 0.0)  # processor and wall-clock seconds at the start
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    parser.add_argument("--shape", choices=SHAPES, default="steady", help="steady; step: a quarter of the users more at a time; spike: a fifth, all, a fifth")
+    parser.add_argument("--shape", choices=SHAPES, default="steady", help="step: a quarter more at a time; spike: a fifth of the users, all, a fifth")
     parser.add_argument("--pictures", default=str(HERE.parent / "serving" / "samples"), help="folder of pictures, named after their character")
     parser.add_argument("--path", default="/predictions/emnist", help="where pictures are sent")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds that a user waits between an answer and the next picture")
@@ -54,7 +54,7 @@ class Shape(LoadTestShape):
             return None
         if options.shape == "step":
             users = max(1, users * (int(part * STEPS) + 1) // STEPS)
-        elif options.shape == "spike" and not 1 / 3 <= part < 2 / 3:  # noqa: PLR2004
+        elif options.shape == "spike" and not 1 / 3 <= part < 2 / 3:
             users = max(1, int(users * SPIKE_SHARE))
         return users, USERS_PER_S
 
@@ -104,7 +104,7 @@ def note_cpu(**_: Any) -> None:
 
 
 def summary(environment: Any) -> dict[str, float]:
-    """Requests a second with a right answer, percentiles of their times in ms, shares of errors and of shed requests, and the generator's cores."""
+    """Right answers a second, percentiles of their times in ms, shares of errors and of shed requests, and the generator's cores."""
     answers = environment.stats.entries.get(("answer", "POST"))
     shed = environment.stats.entries.get((SHED, "POST"))
     answered = answers.num_requests if answers else 0

@@ -59,10 +59,10 @@ class Settings:
     alphabet: str
     format: str  # csv or ascii
     min_confidence: float
-    if_empty: str  # fail, or samples: score the bundled samples when `input` holds no picture
-    keep_old: bool  # an earlier file of the name `output` gets another name
     model: Path
     processes: int  # that decode, and threads that score
+    if_empty: str = "fail"  # fail, or samples: score the bundled samples when `input` holds no picture
+    keep_old: bool = False  # an earlier file of the name `output` gets another name
 
 
 class Row(NamedTuple):

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from handlers.recognizer import ModelError
 from serving.client import Client, ServiceError
-from serving.local import SAMPLES, Server, ServerError, interruptible, running
+from serving.local import SAMPLES, Server, interruptible, running
 from serving.package import DEFAULT_MODEL, DEFAULT_OUTPUT, package
+from serving.processes import ServerError
 
 BATCH_TIMEOUT_S = 120
 TOLERANCE = 1e-4  # between a confidence over REST and the same in the CSV, which has 4 decimals

@@ -51,10 +51,12 @@ class Server:
         self._log_end: deque[str] = deque(maxlen=LOG_LINES_KEPT)
         self._load_failed = False
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._readers: list[threading.Thread] = []
         edge, probes, inference, management, metrics, grpc_inference, grpc_management = free_ports(7)
         port = port or edge
         self.management_address = f"{LOOPBACK}:{management}"
         self.url = f"http://{LOOPBACK}:{port}"
+        self.admin_socket = folder / "haproxy.sock"
         torchserve = {
             "TEMP": str(folder),  # unpacked models and the workers' sockets
             "TMPDIR": str(folder),
@@ -71,7 +73,7 @@ class Server:
             "PROBE_ADDRESS": f"{LOOPBACK}:{probes}",
             "TORCHSERVE_ADDRESS": f"{LOOPBACK}:{inference}",
             "MANAGEMENT_PORT": str(management),
-            "ADMIN_SOCKET": str(folder / "haproxy.sock"),
+            "ADMIN_SOCKET": str(self.admin_socket),
             "HARD_STOP": f"{HARD_STOP_S}s",
             "MODEL": self.model,
             "MODEL_VERSION": model_version(mar),
@@ -91,7 +93,8 @@ class Server:
             command, cwd=self._folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
         self._processes.append(process)
-        threading.Thread(target=self._keep_log, args=(process,), name=f"log of {name}", daemon=True).start()
+        self._readers.append(threading.Thread(target=self._keep_log, args=(process,), name=f"log of {name}", daemon=True))
+        self._readers[-1].start()
 
     def _keep_log(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -142,6 +145,8 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        for reader in self._readers:
+            reader.join(STOP_TIMEOUT_S)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Runs inside a pod of the cluster, with nothing but Python's own library, and prints JSON.
 
-    python in_cluster.py load HOST PORT --users 8 --seconds 60 --pause 0.05    users with one connection each, who check every answer
-    python in_cluster.py reach HOST PORT [PORT ...]                            which ports take a connection
+python in_cluster.py load HOST PORT --users 8 --seconds 60 --pause 0.05    users with one connection each, who check every answer
+python in_cluster.py reach HOST PORT [PORT ...]                            which ports take a connection
 """
 
 import argparse

@@ -129,7 +129,8 @@ def report(request):
     table = "\n".join(f"| {what} | {seen} | {wanted} |" for what, seen, wanted in rows)
     (ROOT / "build").mkdir(exist_ok=True)
     (ROOT / "build" / "cluster-test.md").write_text(table + "\n")
-    request.config.pluginmanager.getplugin("terminalreporter").write_line(f"\n{table}")
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n\n{table}\n")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -136,15 +136,17 @@ def test_the_training_image_trains_evaluates_and_exports(tmp_path, emnist_root):
     out.chmod(0o777)
     tmp_path.chmod(0o755)
     few = [f"--set={value}" for value in ("schedule.epochs=2", "schedule.batch_size=64", "data.train_split=balanced", "model.widths=[8,8,16,16]")]
+    few.append("--set=data.validation_fraction=0.1")
     volumes = ("-v", f"{data}:/data", "-v", f"{out}:/out")
-    done = docker("run", "--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--network", "none", *volumes, TRAIN, "--name", "few", *few, "--set=data.validation_fraction=0.1")
+    hardened = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--network", "none")
+    done = docker("run", "--rm", *hardened, *volumes, TRAIN, "--name", "few", *few)
     assert "accuracy" in done.stdout
     assert (out / "few" / "emnist.pt").is_file()
     done = docker("run", "--rm", "-v", f"{out}:/out:ro", BATCH, "--model", "/out/few/emnist.pt")
     assert len(done.stdout.splitlines()) > 10
 
 
-def test_a_gpu_that_is_not_there_is_a_line(tmp_path):
+def test_a_gpu_that_is_not_there_is_a_line():
     done = docker("run", "--rm", TRAIN, "--device", "gpu", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("train: a GPU was asked for, and torch sees none")

@@ -18,7 +18,8 @@ from PIL import Image
 
 from serving import batch
 from serving.client import Client, ServiceError
-from serving.local import ServerError, free_ports, running
+from serving.local import free_ports, running
+from serving.processes import ServerError
 
 TIMEOUT_S = 30
 

@@ -1,0 +1,64 @@
+"""The load test measures a real service, and fails where it should."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from serving.local import running
+from serving.package import package
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory, model_path):
+    mar = tmp_path_factory.mktemp("mar") / "emnist.mar"
+    package(model_path, mar)
+    with running(mar) as server:
+        yield server.url
+
+
+def locust(root, url, *arguments, users=4, seconds=3):
+    command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "-f", str(root / "load_tests" / "locustfile.py"), "--host", url]
+    command += ["--users", str(users), "--run-time", f"{seconds}s", *arguments]
+    return subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=seconds + 60, check=False)
+
+
+@pytest.fixture
+def generous(tmp_path):
+    path = tmp_path / "thresholds.yaml"
+    path.write_text("".join(f"{shape}: {{p99: 20000, errors: 0, shed: 0}}\n" for shape in ("steady", "step", "spike")))
+    return ("--thresholds", str(path))
+
+
+@pytest.mark.parametrize("shape", ["steady", "step", "spike"])
+def test_right_answers_within_the_thresholds_end_with_0(root, url, generous, tmp_path, shape):
+    done = locust(root, url, "--shape", shape, *generous, "--html", str(tmp_path / "report.html"), "--csv", str(tmp_path / "report"))
+    assert done.returncode == 0, done.stderr
+    assert f"{shape}, 4 users: requests " in done.stderr
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    (answers, total) = csv.DictReader((tmp_path / "report_stats.csv").open(newline=""))
+    assert int(answers["Request Count"]) == int(total["Request Count"]) > 10
+
+
+def test_a_broken_threshold_ends_with_1(root, url, tmp_path):
+    (tmp_path / "strict.yaml").write_text("steady: {p50: 0}\n")
+    done = locust(root, url, "--thresholds", str(tmp_path / "strict.yaml"))
+    assert done.returncode == 1
+    assert "threshold broken: p50" in done.stderr
+
+
+def test_a_wrong_character_is_an_error(root, url, generous, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    shutil.copy(root / "serving" / "samples" / "3_clean.png", tmp_path / "pictures" / "8_in_truth_a_3.png")
+    done = locust(root, url, "--pictures", str(tmp_path / "pictures"), *generous)
+    assert done.returncode == 1
+    assert "threshold broken: errors 1 > 0" in done.stderr
+
+
+def test_nobody_there_ends_with_1(root, generous):
+    done = locust(root, "http://127.0.0.1:9", *generous, users=1)
+    assert done.returncode == 1
+    assert "threshold broken: errors 1 > 0" in done.stderr

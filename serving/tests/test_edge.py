@@ -1,0 +1,72 @@
+"""What the edge does that only shows with settings of its own: overload, and the end of a pod."""
+
+import http.client
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from PIL import Image
+
+from serving import pod
+from serving.local import running
+
+TIMEOUT_S = 30
+
+
+@pytest.fixture
+def picture(emnist):
+    """A large one, so that requests meet."""
+    stream = io.BytesIO()
+    Image.fromarray(emnist.images[0].numpy()).resize((2000, 2000)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_what_is_too_much_is_refused_at_once_and_the_rest_answered(mar, picture, monkeypatch):
+    monkeypatch.setenv("MAX_IN_FLIGHT", "1")
+    monkeypatch.setenv("MAX_QUEUE", "1")
+    with running(mar) as server, ThreadPoolExecutor(12) as pool:
+
+        def send(_):
+            headers = {"Content-Type": "application/octet-stream"}
+            return requests.post(f"{server.url}/predictions/emnist", data=picture, headers=headers, timeout=TIMEOUT_S)
+
+        answers = list(pool.map(send, range(60)))
+        assert {answer.status_code for answer in answers} == {200, 503}
+        for answer in answers:
+            if answer.status_code == 503:
+                assert answer.json()["error"]["code"] == "overloaded"
+                assert int(answer.headers["Retry-After"]) >= 1
+                assert answer.headers["X-Model-Version"]
+        assert server.ready(), "a service that has too much to do is still ready"
+
+
+def test_draining_sends_clients_elsewhere_and_then_takes_no_more(mar, picture, monkeypatch):
+    with running(mar) as server:
+        monkeypatch.setenv("ADMIN_SOCKET", str(server.admin_socket))
+        client = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=TIMEOUT_S)
+
+        def send():
+            client.request("POST", "/predictions/emnist", picture, {"Content-Type": "application/octet-stream"})
+            response = client.getresponse()
+            response.read()
+            return response.status, (response.getheader("Connection") or "keep-alive").lower()
+
+        assert send() == (200, "keep-alive")
+        monkeypatch.setenv("DRAIN_SECONDS", "3")
+        with ThreadPoolExecutor(1) as pool:
+            draining = pool.submit(pod.main, ["drain", "--mar", str(mar)])
+            time.sleep(1)
+            assert send() == (200, "close")
+            assert send() == (200, "close"), "for a while, new connections are still taken"
+            assert draining.result() == 0
+        with pytest.raises(ConnectionRefusedError):
+            send()
+
+
+def test_a_pod_without_its_archive_says_so(tmp_path, capsys):
+    for command in ("torchserve", "edge"):
+        assert pod.main([command, "--mar", str(tmp_path / "emnist.mar")]) == 1
+        assert "is no model archive" in capsys.readouterr().err
+    assert pod.main(["started", "--mar", str(tmp_path / "emnist.mar")]) == 1
