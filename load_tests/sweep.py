@@ -25,8 +25,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-GRID = [(workers, batch, delay) for workers in (1, 2) for batch, delay in ((1, 1), (8, 1), (32, 1), (32, 5))]  # delay in ms
-GRID_USERS = (1, 32)
+GRID = [(1, 1, 1), (1, 16, 1), (2, 1, 1), (2, 8, 1), (2, 16, 1), (2, 32, 1), (2, 16, 5)]  # workers, batch size, delay in ms
+GRID_USERS = (1, 32, 128)
 STOP_TIMEOUT_S = 30
 WARM_UP_S = 3
 COLUMNS = ("per_second", "p50", "p95", "p99", "errors", "generator_cores")
@@ -69,7 +69,7 @@ def measure(url: str, users: int, seconds: float) -> dict[str, float]:
         result = Path(folder) / "summary.json"
         command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "-f", str(HERE / "locustfile.py"), "--host", url]
         for duration in (WARM_UP_S, seconds):
-            arguments = [*command, "--users", str(users), "--run-time", f"{duration}s"]
+            arguments = [*command, "--users", str(users), "--run-time", f"{duration:.0f}s"]
             subprocess.run(arguments, env=os.environ | {"SUMMARY": str(result)}, capture_output=True, timeout=seconds + 60, check=False)
         measured: dict[str, float] = json.loads(result.read_text())
         return measured

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -111,14 +112,17 @@ def in_service():
 
 
 def apply_everything(folder):
-    """`kubectl apply -f k8s/`, or the same with other image names through a kustomization, where the images have them."""
-    if (PREFIX, VERSION) == (DEFAULT_PREFIX, DEFAULT_VERSION):
-        return kubectl("apply", "-f", str(K8S))
-    for file in [*K8S.glob("*.yaml"), K8S / "Kustomization"]:
-        shutil.copy(file, folder)
-    text = (folder / "Kustomization").read_text()
-    (folder / "Kustomization").write_text(text.replace("newName: emnist", f"newName: {PREFIX}").replace("newTag: 0.1.0", f"newTag: {VERSION}"))
-    return kubectl("apply", "-k", str(folder))
+    """`kubectl apply -f k8s/`, or -k where the images have other names, in `folder`, which holds a copy."""
+    default = (PREFIX, VERSION) == (DEFAULT_PREFIX, DEFAULT_VERSION)
+    return subprocess.run(["kubectl", "apply", "-f" if default else "-k", "k8s/"], cwd=folder, capture_output=True, text=True, timeout=120, check=True)
+
+
+def copy_of_the_manifests(folder):
+    """k8s/ in `folder`, with the names that the images have."""
+    shutil.copytree(K8S, folder / "k8s", ignore=shutil.ignore_patterns("tests"))
+    for file in [folder / "k8s" / "Kustomization", *(folder / "k8s" / "overlays").rglob("kustomization.yaml")]:
+        text = file.read_text().replace(f"newTag: {DEFAULT_VERSION}", f"newTag: {VERSION}")
+        file.write_text(text if PREFIX == DEFAULT_PREFIX else text.replace("newName: emnist", f"newName: {PREFIX}"))
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +145,8 @@ def cluster(report, tmp_path_factory):
     try:
         kubectl("apply", "-f", "-", stdin=STRANGER)
         started = time.monotonic()
-        folder = tmp_path_factory.mktemp("k8s")
+        folder = tmp_path_factory.mktemp("cluster")
+        copy_of_the_manifests(folder)
         apply_everything(folder)
         wait_for("the first pod", lambda: ready_count() >= 1, 120)
         report("apply to the first pod Ready", f"{time.monotonic() - started:.0f} s", f"<= {READY_S} s")
@@ -209,10 +214,9 @@ def forwarded():
 
 
 @contextlib.contextmanager
-def files():
+def files(folder):
     """The pod of overlays/files, which holds both claims."""
-    rendered = kubectl("kustomize", str(K8S / "overlays" / "files")).stdout
-    kubectl("apply", "-f", "-", stdin=rendered.replace(f"emnist-batch:{DEFAULT_VERSION}", f"{PREFIX}-batch:{VERSION}"))
+    kubectl("apply", "-k", str(folder / "k8s" / "overlays" / "files"))
     ours("wait", "--for=condition=Ready", "pod/emnist-files", "--timeout=60s")
     try:
         yield
@@ -245,12 +249,12 @@ def test_rest_through_the_service(report):
     assert right == len(answers)
 
 
-def test_the_first_run_scored_the_samples(report):
+def test_the_first_run_scored_the_samples(cluster, report):
     report("the first run's Job, complete after", f"{wait_for('the first run', lambda: finished('emnist-batch'), 120):.0f} s more")
     log = ours("logs", "job/emnist-batch").stdout
     assert "scoring the bundled samples instead" in log
     assert "13 ok, 0 rejected, 0 error" in log
-    with files():
+    with files(cluster):
         rows = result("emnist-batch.csv")
     right = sum(Path(row["path"]).name[0] == row["character"] for row in rows)
     report("rows of its CSV, right", f"{right} of {len(rows)}", str(len(list(SAMPLES.iterdir()))))
@@ -269,23 +273,23 @@ def test_a_second_apply_changes_nothing(cluster, report):
     assert state() == before
 
 
-def test_a_next_run_over_own_pictures(report, tmp_path):
-    pictures = tmp_path / "pictures" / "box 1"
+def test_a_next_run_over_own_pictures(cluster, report):
+    """The README's own commands, with a folder of pictures, one of them broken, in a folder of its own."""
+    pictures = cluster / "my-pictures" / "box 1"
     pictures.mkdir(parents=True)
     for sample in SAMPLES.iterdir():
         shutil.copy(sample, pictures)
     (pictures / "broken.png").write_bytes(b"junk")
-    with files():
-        ours("cp", str(pictures.parent), "emnist-files:/mnt/test_data")
-    ours("create", "job", "march", "--from=cronjob/emnist-batch")
-    wait_for("the next run", lambda: finished("march"), 120)
-    with files():
-        rows, first = result("march.csv"), result("emnist-batch.csv")
-    outcomes = {Path(row["path"]).name: row["character"] or row["status"] for row in rows}
+    (commands,) = [block for block in re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "cp my-pictures" in block]
+    done = subprocess.run(["bash", "-euxc", commands], cwd=cluster, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    outcomes = {Path(row["path"]).name: row["character"] or row["status"] for row in csv.DictReader((cluster / "march.csv").open(newline=""))}
     expected = {path.name: path.name[0] for path in SAMPLES.iterdir()} | {"broken.png": "error"}
     report("next run over copied pictures", f"{sum(outcomes.get(k) == v for k, v in expected.items())} of {len(expected)} rows as expected")
     assert outcomes == expected
     assert get("job", "march")["status"]["succeeded"] == 1
+    first = result("emnist-batch.csv")
+    ours("delete", "pod", "emnist-files")
     assert len(first) == len(list(SAMPLES.iterdir())), "the first run's CSV is still there"
 
 
@@ -327,6 +331,25 @@ def test_a_claim_that_cannot_be_bound_says_so(report):
     wait_for("an event", lambda: "nowhere" in ours("describe", "pvc", "pending").stdout.partition("Events:")[2], 60)
     report("a claim of an unknown storage class", "`kubectl describe pvc` names it")
     ours("delete", "pvc", "pending")
+
+
+def test_a_gpu_that_no_node_has_is_said(cluster, report):
+    """And the pods that run serve on; then the Deployment is as before."""
+    folder = cluster / "k8s" / "overlays" / "gpu"
+    kubectl("apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(folder)).stdout)
+    wait_for("the scheduler's message", lambda: "Insufficient nvidia.com/gpu" in ours("get", "events").stdout, 60)
+    report("the overlay `gpu` where no node has one", f"Insufficient nvidia.com/gpu; {ready_count()} pods serve on", "2 pods serve on")
+    assert ready_count() >= 2
+    apply_everything(cluster)
+    ours("rollout", "status", "deployment/emnist", "--timeout=120s")
+
+
+@pytest.mark.parametrize("overlay", sorted(path.name for path in (K8S / "overlays").iterdir()))
+def test_the_overlays_are_accepted(cluster, overlay):
+    rendered = kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(cluster / "k8s" / "overlays" / overlay)).stdout
+    if overlay == "nfs":  # it stands in the place of k8s/, whose claim cannot be changed any more
+        rendered = rendered.replace("name: emnist-pictures", "name: emnist-archive").replace("volumeName: emnist-pictures", "volumeName: emnist-archive")
+    kubectl("apply", "--dry-run=server", "-f", "-", stdin=rendered)
 
 
 def test_the_network_policy(report):

@@ -146,6 +146,25 @@ def test_the_training_image_trains_evaluates_and_exports(tmp_path, emnist_root):
     assert len(done.stdout.splitlines()) > 10
 
 
+def test_training_saves_itself_when_told_to_end(tmp_path, emnist_root):
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    tmp_path.chmod(0o755)
+    name = f"emnist-test-{uuid.uuid4().hex[:8]}"
+    endless = [f"--set={value}" for value in ("schedule.epochs=100000", "data.train_split=balanced", "data.validation_fraction=0.1")]
+    docker("run", "--detach", "--name", name, "-v", f"{emnist_root}:/data:ro", "-v", f"{out}:/out", TRAIN, "--name", "long", *endless)
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "long" / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        docker("stop", "--time", "30", name)
+        assert docker("inspect", "--format", "{{.State.ExitCode}}", name).stdout.strip() == "130"
+        assert "--resume goes on from there" in docker("logs", name).stderr
+    finally:
+        docker("rm", "--force", name, check=False)
+
+
 def test_a_gpu_that_is_not_there_is_a_line():
     done = docker("run", "--rm", TRAIN, "--device", "gpu", check=False)
     assert done.returncode == 1

@@ -25,7 +25,7 @@ def test_every_module_and_path_exists(root, readme):
     modules = set(re.findall(r"python -m ([a-z_.]+)", readme))
     assert modules >= {"training.train", "training.export", "training.evaluate", "serving.batch"}
     assert all(importlib.util.find_spec(module) for module in modules)
-    for path in re.findall(r"\]\(([^)#:]+)\)", readme) + re.findall(r"`((?:handlers|training|serving|requirements)/[\w./]*)`", readme):
+    for path in re.findall(r"\]\(([^)#:]+)\)", readme) + re.findall(r"`((?:handlers|training|serving|requirements|k8s|load_tests)/[\w./]*)`", readme):
         assert (root / path).exists(), path
 
 
