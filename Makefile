@@ -70,13 +70,14 @@ TRAIN_TAG := $(VERSION)$(if $(filter cpu,$(TRAIN_DEVICE)),-cpu)
 BUILD      = $(DOCKER) build $(DOCKER_BUILD_FLAGS) --build-arg VERSION=$(VERSION) --build-arg TORCH_INDEX=$(TORCH_INDEX)
 
 images-serve: ## build emnist-serve and emnist-batch, with MODEL in them
-	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target batch -t $(IMAGE_PREFIX)-batch:$(SERVE_TAG) .
-	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target serve -t $(IMAGE_PREFIX)-serve:$(SERVE_TAG) .
+	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target batch -t $(IMAGE_PREFIX)-batch:$(SERVE_TAG) -t $(IMAGE_PREFIX)-batch:latest .
+	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target serve -t $(IMAGE_PREFIX)-serve:$(SERVE_TAG) -t $(IMAGE_PREFIX)-serve:latest .
 
 images-train: ## build emnist-train; TRAIN_DEVICE=cpu: its twin without CUDA
-	$(BUILD) --build-arg DEVICE=$(TRAIN_DEVICE) -f Dockerfile.train -t $(IMAGE_PREFIX)-train:$(TRAIN_TAG) .
+	$(BUILD) --build-arg DEVICE=$(TRAIN_DEVICE) -f Dockerfile.train -t $(IMAGE_PREFIX)-train:$(TRAIN_TAG) -t $(IMAGE_PREFIX)-train:latest .
 
 load-images: images-serve ## bring the images onto the nodes by LOAD_IMAGE, for instance LOAD_IMAGE="kind load docker-image"
+	@$(if $(LOAD_IMAGE),,echo "LOAD_IMAGE is empty: the nodes must find $(IMAGE_PREFIX)-serve:$(SERVE_TAG) and -batch by themselves")
 	$(if $(LOAD_IMAGE),$(LOAD_IMAGE) $(IMAGE_PREFIX)-serve:$(SERVE_TAG))
 	$(if $(LOAD_IMAGE),$(LOAD_IMAGE) $(IMAGE_PREFIX)-batch:$(SERVE_TAG))
 

@@ -26,6 +26,7 @@ STEPS = 4
 SPIKE_SHARE = 0.2  # of the users are there before and after the spike
 SHAPES = ("steady", "step", "spike")
 OK, OVERLOADED = 200, 503
+MEASURED = {"p50", "p95", "p99", "errors", "shed"}  # what thresholds can be given for
 SHED = "shed"  # the name under which refused requests are counted
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,21 @@ def character_of(body: bytes | None) -> str | None:
         return str(json.loads(body or b"")["character"])
     except (ValueError, LookupError, TypeError):
         return None
+
+
+@events.init.add_listener
+def check_options(environment: Any, **_: Any) -> None:
+    """End at once where the run could not be judged at its end."""
+    options = environment.parsed_options
+    try:
+        limits = yaml.safe_load(Path(options.thresholds).read_text(encoding="utf-8"))[options.shape]
+        unknown = sorted(set(limits) - MEASURED)
+        if unknown:
+            raise ValueError(f"there is no figure '{unknown[0]}'; there are: {', '.join(sorted(MEASURED))}")
+        if not any(Path(options.pictures).iterdir()):
+            raise ValueError(f"no picture in {options.pictures}")
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        raise SystemExit(f"load test: {options.thresholds}, shape '{options.shape}', pictures {options.pictures}: {error}") from error
 
 
 @events.test_start.add_listener

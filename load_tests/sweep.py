@@ -69,8 +69,12 @@ def measure(url: str, users: int, seconds: float) -> dict[str, float]:
         result = Path(folder) / "summary.json"
         command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "-f", str(HERE / "locustfile.py"), "--host", url]
         for duration in (WARM_UP_S, seconds):
+            result.unlink(missing_ok=True)
             arguments = [*command, "--users", str(users), "--run-time", f"{duration:.0f}s"]
-            subprocess.run(arguments, env=os.environ | {"SUMMARY": str(result)}, capture_output=True, timeout=seconds + 60, check=False)
+            environment = os.environ | {"SUMMARY": str(result)}
+            done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=seconds + 60, check=False)
+            if not result.exists():
+                raise SystemExit(f"sweep: locust did not measure:\n{done.stderr}")
         measured: dict[str, float] = json.loads(result.read_text())
         return measured
 

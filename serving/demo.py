@@ -17,8 +17,8 @@ from pathlib import Path
 from handlers.recognizer import ModelError
 from serving.client import Client, ServiceError
 from serving.local import SAMPLES, Server, interruptible, running
-from serving.package import DEFAULT_MODEL, DEFAULT_OUTPUT, package
-from serving.processes import ServerError
+from serving.package import DEFAULT_MODEL, package
+from serving.processes import DEFAULT_MAR, ServerError
 
 BATCH_TIMEOUT_S = 120
 TOLERANCE = 1e-4  # between a confidence over REST and the same in the CSV, which has 4 decimals
@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = sorted(SAMPLES.iterdir())
     try:
         with interruptible():
-            say(f"packaging {model} into {DEFAULT_OUTPUT}")
-            version = package(model, DEFAULT_OUTPUT)
+            say(f"packaging {model} into {DEFAULT_MAR}")
+            version = package(model, DEFAULT_MAR)
             say(f"model version {version}; starting TorchServe behind HAProxy and waiting for its workers")
-            with running(DEFAULT_OUTPUT) as server:
+            with running(DEFAULT_MAR) as server:
                 say(f"ready at {server.url}; sending {len(samples)} pictures")
                 over_rest = send_samples(server, samples)
             say("stopped the service; scoring the same folder with the batch program")

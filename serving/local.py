@@ -26,8 +26,7 @@ from typing import IO
 
 import requests
 
-from serving.package import DEFAULT_OUTPUT
-from serving.processes import REQUEST_TIMEOUT_S, ServerError, haproxy_command, model_version, torchserve_command, workers_ready
+from serving.processes import DEFAULT_MAR, REQUEST_TIMEOUT_S, ServerError, haproxy_command, model_version, torchserve_command, workers_ready
 
 HERE = Path(__file__).resolve().parent
 SAMPLES = HERE / "samples"
@@ -199,7 +198,7 @@ def _is_free(port: int) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.local", description="Serve a .mar on this machine until Ctrl-C.")
-    parser.add_argument("--mar", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--mar", type=Path, default=DEFAULT_MAR)
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--host", default=LOOPBACK, help="the address to listen on; 0.0.0.0 for all of this machine; default: %(default)s")
     arguments = parser.parse_args(argv)

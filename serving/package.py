@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handlers.recognizer import ModelError, Recognizer
+from serving.processes import DEFAULT_MAR
 
 HERE = Path(__file__).resolve().parent
 HANDLERS = HERE.parent / "handlers"
 ENTRY = HANDLERS / "emnist_handler.py"
 DEFAULT_MODEL = HERE / "models" / "emnist.pt"
-DEFAULT_OUTPUT = Path("build/emnist.mar")
 ARCHIVER_TIMEOUT_S = 120
 DEVICES = ("cpu", "gpu")
 
@@ -53,7 +53,7 @@ def package(model: Path, output: Path, device: str = "cpu") -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.package", description="Package an exported model for TorchServe.")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--output", type=Path, default=DEFAULT_MAR)
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="what the workers run on; default: %(default)s")
     arguments = parser.parse_args(argv)
     try:

@@ -22,10 +22,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.processes import ServerError, haproxy_command, model_version, torchserve_command, workers_ready
+from serving.processes import DEFAULT_MAR, ServerError, haproxy_command, model_version, torchserve_command, workers_ready
 
 MANAGEMENT_ADDRESS = "127.0.0.1:8081"
-DEFAULT_MAR = Path("build/emnist.mar")
 DEFAULT_ADMIN_SOCKET = "/tmp/haproxy.sock"
 DEFAULT_DRAIN_S = "8"  # for Services to forget the pod, and for clients to have had one more answer
 SOCKET_TIMEOUT_S = 2
@@ -41,6 +40,7 @@ def torchserve(mar: Path) -> int:
 
 
 def edge(mar: Path) -> int:
+    drain_seconds()  # a value that is none is refused now, not when the pod ends
     os.environ["MODEL"] = mar.stem
     os.environ["MODEL_VERSION"] = model_version(mar)
     command = haproxy_command()
@@ -54,7 +54,7 @@ def started(mar: Path) -> int:
 def drain(_mar: Path) -> int:
     """Let every answer say `Connection: close`, wait, then take no more connections and wait for those that are left."""
     ask("set server draining/flag state maint")
-    time.sleep(float(os.environ.get("DRAIN_SECONDS", DEFAULT_DRAIN_S)))
+    time.sleep(drain_seconds())
     ask("shutdown frontend edge")
     last = time.monotonic() + LAST_ANSWERS_S
     while time.monotonic() < last:
@@ -63,6 +63,15 @@ def drain(_mar: Path) -> int:
             break
         time.sleep(POLL_S)
     return 0
+
+
+def drain_seconds() -> float:
+    """Raises ServerError."""
+    text = os.environ.get("DRAIN_SECONDS", DEFAULT_DRAIN_S)
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ServerError(f"DRAIN_SECONDS must be a number, not '{text}'") from error
 
 
 def ask(command: str) -> str:

@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "config.properties"
 LOG_CONFIG = HERE / "log4j2.xml"
 EDGE_CONFIG = HERE / "haproxy.cfg"
+DEFAULT_MAR = Path("build/emnist.mar")
 DEFAULT_JAVA_OPTIONS = "-Xmx512m -XX:+ExitOnOutOfMemoryError"  # the environment's JAVA_OPTIONS replaces them
 REQUEST_TIMEOUT_S = 5
 

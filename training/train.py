@@ -263,6 +263,8 @@ def finish(run: Run) -> None:
 
 def choose_device(wanted: str) -> torch.device:
     """The device to train on. Raises SettingsError where a GPU was asked for and none is seen."""
+    if wanted not in DEVICES:
+        raise SettingsError(f"TRAIN_DEVICE must be one of {', '.join(DEVICES)}, not '{wanted}'")
     seen = torch.cuda.is_available()
     if wanted == "gpu" and not seen:
         raise SettingsError("a GPU was asked for, and torch sees none: `docker run --gpus all`, the limit nvidia.com/gpu, or --device cpu")
@@ -293,12 +295,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with the run of that name, with its own settings")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while it trains, the run is saved first
     folder = arguments.runs / (arguments.name or Path(arguments.recipe).stem)
     try:
         device = choose_device(arguments.device)
         settings = prepare(folder, arguments.recipe, arguments.overrides, arguments.resume)
         root = Path(arguments.emnist_root) if arguments.emnist_root else cache_folder()
-        if not arguments.emnist_root or (arguments.download and not (root / "EMNIST" / "raw").is_dir()):
+        if not arguments.emnist_root or (arguments.download and not any(root.glob("EMNIST/raw/emnist-*-images-idx3-ubyte*"))):
             download(root)
         splits = load_splits(settings.data, root, settings.seed)
         folder.mkdir(parents=True, exist_ok=True)
@@ -308,6 +311,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         finish(run)
     except Interrupted as interruption:
         print(f"train: {interruption}", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("train: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (CheckpointError, DataError, ExportError, SettingsError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)

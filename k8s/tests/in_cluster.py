@@ -1,6 +1,6 @@
 """Runs inside a pod of the cluster, with nothing but Python's own library, and prints JSON.
 
-python in_cluster.py load HOST PORT --users 8 --seconds 60 --pause 0.05    users with one connection each, who check every answer
+python in_cluster.py load HOST PORT --users 8 --seconds 60 --every 0.1    users with one connection each, who check every answer
 python in_cluster.py reach HOST PORT [PORT ...]                            which ports take a connection
 """
 
@@ -36,8 +36,12 @@ def judge(status, headers, body, expected):
 
 
 async def user(number, options, pictures, until, outcomes, seconds):
+    """Sends by the clock: a late answer is followed at once by the next picture. Without --every, every answer is."""
     connection = None
-    while time.monotonic() < until:
+    due = time.monotonic() + options.every * number / options.users
+    while due < until and time.monotonic() < until:
+        await asyncio.sleep(due - time.monotonic())
+        due = due + options.every if options.every else time.monotonic()
         expected, picture = pictures[number % len(pictures)]
         number += 1
         started = time.monotonic()
@@ -54,7 +58,6 @@ async def user(number, options, pictures, until, outcomes, seconds):
         except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
             outcomes[f"broken: {type(error).__name__}"] += 1
             connection = None
-        await asyncio.sleep(options.pause)
 
 
 async def load(options):
@@ -64,7 +67,8 @@ async def load(options):
     await asyncio.gather(*(user(number, options, pictures, until, outcomes, seconds) for number in range(options.users)))
     seconds.sort()
     p99 = seconds[int(0.99 * len(seconds))] if seconds else None
-    return {"outcomes": outcomes, "per_second": outcomes["right"] / options.seconds, "p99_s": p99}
+    offered = sum(outcomes.values()) / options.seconds
+    return {"outcomes": outcomes, "offered_per_second": offered, "per_second": outcomes["right"] / options.seconds, "p99_s": p99}
 
 
 def reach(options):
@@ -85,7 +89,7 @@ def main():
     parser.add_argument("port", type=int, nargs="+")
     parser.add_argument("--users", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--pause", type=float, default=0)
+    parser.add_argument("--every", type=float, default=0, help="seconds between two pictures of a user; 0: at once")
     options = parser.parse_args()
     print(json.dumps(asyncio.run(load(options)) if options.command == "load" else reach(options)))
 

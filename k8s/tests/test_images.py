@@ -118,7 +118,7 @@ def test_the_batch_program_ends_when_told_to(tmp_path, root):
     name = f"emnist-test-{uuid.uuid4().hex[:8]}"
     docker("run", "--detach", "--name", name, "-v", f"{tmp_path}:/mnt/test_data:ro", BATCH, "--input", "/mnt/test_data")
     try:
-        time.sleep(5)
+        time.sleep(3)
         started = time.monotonic()
         docker("stop", "--time", str(GRACE_S), name)
         assert time.monotonic() - started < GRACE_S

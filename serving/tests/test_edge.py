@@ -70,3 +70,15 @@ def test_a_pod_without_its_archive_says_so(tmp_path, capsys):
         assert pod.main([command, "--mar", str(tmp_path / "emnist.mar")]) == 1
         assert "is no model archive" in capsys.readouterr().err
     assert pod.main(["started", "--mar", str(tmp_path / "emnist.mar")]) == 1
+
+
+def test_many_large_bodies_at_once_do_not_cost_the_service_its_memory(server, recognizer):
+    """Forty of 15 MiB are more than Java's whole heap; the edge lets a few in at a time."""
+    body = b"\x89PNG\r\n\x1a\n" + bytes(15 * 1024 * 1024)
+    headers = {"Content-Type": "application/octet-stream"}
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda _: requests.post(f"{server.url}/predictions/emnist", data=body, headers=headers, timeout=60), range(40)))
+    assert {answer.status_code for answer in answers} <= {400, 503}
+    assert sum(answer.status_code == 400 for answer in answers) >= 4
+    assert {answer.headers["X-Model-Version"] for answer in answers} == {recognizer.version}
+    assert server.ready()
