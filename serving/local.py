@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -37,7 +38,10 @@ STOP_TIMEOUT_S = 15
 POLL_S = 0.1
 LOG_LINES_KEPT = 200
 LOG_LINES_ON_FAILURE = 20
-LOAD_FAILED = "Load model failed"  # TorchServe's words in its log
+LOAD_FAILED = ("Load model failed", "Auto recovery failed again")  # TorchServe's words in its log
+WORKERS_ERROR = re.compile(
+    r"MODEL_LOG: ((?:\w+\.)*\w+(?:Error|Exception): (?!500 - ).*)"
+)  # the last line of a traceback, but not of TorchServe's own
 
 
 class Server:
@@ -99,7 +103,7 @@ class Server:
         assert process.stdout is not None
         for line in process.stdout:
             self._log_end.append(line.decode(errors="replace").rstrip())
-            self._load_failed = self._load_failed or LOAD_FAILED in self._log_end[-1]
+            self._load_failed = self._load_failed or any(words in self._log_end[-1] for words in LOAD_FAILED)
             self._log.write(line)
             self._log.flush()
 
@@ -109,7 +113,8 @@ class Server:
         while not self.ready():
             self.check_alive()
             if self._load_failed:  # TorchServe would try again for minutes
-                raise ServerError(f"the model cannot be loaded:\n{self.log_end('MODEL_LOG')}")
+                reasons = [found[1] for found in map(WORKERS_ERROR.search, list(self._log_end)) if found]
+                raise ServerError(f"the model cannot be loaded: {reasons[-1] if reasons else self.log_end()}")
             if time.monotonic() > deadline:
                 raise ServerError(f"the model's workers were not ready within {timeout_s:.0f} s:\n{self.log_end()}")
             time.sleep(POLL_S)
@@ -131,9 +136,8 @@ class Server:
                 name = Path(str(process.args[0])).name  # type: ignore[index]
                 raise ServerError(f"{name} ended by itself with exit code {process.returncode}:\n{self.log_end()}")
 
-    def log_end(self, containing: str = "") -> str:
-        lines = [line for line in list(self._log_end) if containing in line]
-        return "\n".join(lines[-LOG_LINES_ON_FAILURE:])
+    def log_end(self) -> str:
+        return "\n".join(list(self._log_end)[-LOG_LINES_ON_FAILURE:])
 
     def stop(self) -> None:
         """End HAProxy once it has answered what it has, then Java and its workers; whatever is left after a while is killed."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,11 +15,13 @@ import numpy as np
 import psutil
 import pytest
 import requests
+import torch
 from PIL import Image
 
 from serving import batch
 from serving.client import Client, ServiceError
 from serving.local import free_ports, running
+from serving.package import package
 from serving.processes import ServerError
 
 TIMEOUT_S = 30
@@ -194,10 +197,19 @@ def test_a_server_that_dies_is_reported(root, mar):
     assert not alive
 
 
-def test_a_model_that_cannot_load_is_an_error_with_the_log(mar, tmp_path):
+def test_a_model_that_cannot_load_is_one_line(mar, tmp_path):
     broken = tmp_path / "emnist.mar"
     with zipfile.ZipFile(mar) as source, zipfile.ZipFile(broken, "w") as target:
         for name in source.namelist():
             target.writestr(name, b"broken" if name == "emnist.pt" else source.read(name))
-    with pytest.raises(ServerError, match=r"cannot be loaded:\n(.*\n)*.*is not a model made by"), running(broken):
+    with pytest.raises(ServerError, match=r"^the model cannot be loaded: .*is not a model made by [^\n]*$"), running(broken):
         pass
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(model_path, tmp_path):
+    package(model_path, tmp_path / "emnist.mar", device="gpu")
+    started = time.monotonic()
+    with pytest.raises(ServerError, match=r"^the model cannot be loaded: [^\n]*no GPU is visible to this worker$"), running(tmp_path / "emnist.mar"):
+        pass
+    assert time.monotonic() - started < TIMEOUT_S
