@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,13 +45,12 @@ def send_samples(server: Server, samples: Sequence[Path]) -> dict[str, tuple[str
 
 def score_samples(model: Path) -> dict[str, tuple[str, float]]:
     """Run the batch program over the samples; character and confidence by file name. Raises RuntimeError."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "samples.csv"
-        command = [sys.executable, "-m", "serving.batch", "--model", str(model), "--input", str(SAMPLES), "--output", str(output)]
-        if subprocess.run(command, timeout=BATCH_TIMEOUT_S, check=False).returncode != 0:
-            raise RuntimeError("the batch program failed; what it says is above")
-        with output.open(newline="", encoding="utf-8") as stream:
-            return {Path(row["path"]).name: (row["character"], float(row["confidence"] or 0)) for row in csv.DictReader(stream)}
+    command = [sys.executable, "-m", "serving.batch", "--model", str(model), "--input", str(SAMPLES)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", timeout=BATCH_TIMEOUT_S, check=False)
+    if done.returncode != 0:
+        raise RuntimeError("the batch program failed; what it says is above")
+    rows = csv.DictReader(io.StringIO(done.stdout, newline=""))
+    return {Path(row["path"]).name: (row["character"], float(row["confidence"] or 0)) for row in rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
