@@ -9,101 +9,38 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import math
 import os
-import shutil
 import signal
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from training import card
 from training.augment import augment
-from training.checkpoint import CheckpointError, State, load_checkpoint, network_of, new_state, save_checkpoint
-from training.data import DataError, Images, Splits, cache_folder, download, epoch_order, load_splits
-from training.evaluate import measure, table
-from training.export import ExportedModel, ExportError, export
-from training.models import count_multiply_adds, count_parameters
+from training.checkpoint import CheckpointError, State, load_checkpoint, new_state, save_checkpoint
+from training.data import DataError, cache_folder, download, epoch_order, load_splits
+from training.export import ExportError
+from training.run import DEVICES, Run, checkpoint_of, choose_device, finish, log_start, logits_of, record
 from training.settings import ScheduleSettings, Settings, SettingsError, from_dict, load_recipe
 
 log = logging.getLogger(__name__)
 
-EVALUATION_BATCH = 500  # images
 REPORT_STEPS = 50  # between two numbers on the progress bar: reading one waits for the device
-SAMPLES = 64  # validation images that ride in the checkpoint, for the export to verify itself on
-COMPILE_PAYS_STEPS = 1000  # compiling takes about as long as it saves in so many steps
-TEMPERATURES = [math.exp(0.01 * n) for n in range(-120, 81)]  # 0.30 to 2.23
 SEED_STRIDE = 1_000_003  # keeps the seeds of one run's steps apart from another's
-DEVICES = ("auto", "cpu", "gpu")
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT
 
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM arrived, and the run is saved."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What stays the same while a run goes on."""
-
-    settings: Settings
-    splits: Splits
-    folder: Path
-    device: torch.device
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.splits.train) // self.settings.schedule.batch_size
-
-    @property
-    def steps(self) -> int:
-        return max(1, round(self.settings.schedule.epochs * self.steps_per_epoch))
-
-    @property
-    def autocast(self) -> bool:
-        """Whether to multiply in bfloat16."""
-        if self.settings.precision != "auto":
-            return self.settings.precision == "bfloat16"
-        if self.device.type == "cuda":
-            return bool(torch.cuda.is_bf16_supported())
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-    @property
-    def compiles(self) -> bool:
-        """Whether to use torch.compile, which needs a C++ compiler and Python's headers."""
-        if self.settings.compile != "auto":
-            return self.settings.compile == "always"
-        headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
-        compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-        return self.steps >= COMPILE_PAYS_STEPS and headers and compiler
-
-    def describe_device(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        return f"{name}, {'bfloat16' if self.autocast else 'float32'}{', compiled' if self.compiles else ''}"
-
-    def describe_data(self) -> dict[str, Any]:
-        parts = {"train": self.splits.train, "validation": self.splits.validation, "test": self.splits.test}
-        return {
-            "train_split": self.settings.data.train_split,
-            "test_split": self.settings.data.test_split,
-            "removed": self.splits.removed,
-            "images": {name: len(part) for name, part in parts.items()},
-            "fingerprint": {name: part.fingerprint() for name, part in parts.items()},
-        }
 
 
 def train(run: Run, resume: bool = False) -> None:
@@ -194,81 +131,6 @@ def catch_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(caught)
     finally:
         restore()
-
-
-def log_start(run: Run, state: State) -> None:
-    splits = run.splits
-    log.info("%d training images (%d removed: again in validation or test)", len(splits.train), splits.removed)
-    log.info("%d validation images, %d test images, %d classes", len(splits.validation), len(splits.test), len(splits.test.classes))
-    parameters, multiply_adds = count_parameters(state.model), count_multiply_adds(state.model)
-    log.info("%d parameters, %.1f M multiply-adds an image; %s", parameters, multiply_adds / 1e6, run.describe_device())
-
-
-def logits_of(model: nn.Module, data: Images, device: torch.device) -> Tensor:
-    """Logits float32 (N, C), on the CPU, of the model in eval mode."""
-    model.eval()
-    batches = torch.split(data.images, EVALUATION_BATCH)
-    with torch.no_grad():
-        return torch.cat([model(batch.to(device).unsqueeze(1).float() / 255).cpu() for batch in batches])
-
-
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The divisor of the logits (N, C) with the least cross-entropy (temperature scaling; Guo et al. 2017)."""
-    return min(TEMPERATURES, key=lambda t: float(F.cross_entropy(logits / t, labels)))
-
-
-def checkpoint_of(run: Run, state: State, logits: Tensor) -> dict[str, Any]:
-    """The checkpoint at this step; `logits` (N, C) are the averaged model's on the validation part."""
-    validation = run.splits.validation
-    temperature = fit_temperature(logits, validation.labels)
-    probabilities = torch.softmax(logits / temperature, 1).numpy()
-    return {
-        "settings": run.settings.to_dict(),
-        "classes": list(validation.classes),
-        "weights": state.average.module.state_dict(),
-        "temperature": temperature,
-        "samples": validation.images[:SAMPLES].clone(),
-        "metrics": {"validation": measure(probabilities, validation.labels.numpy(), validation.classes)},
-        "run": {"name": run.folder.name, "step": state.step, "steps": run.steps, "seconds": round(state.seconds), "device": run.describe_device()},
-        "data": run.describe_data(),
-        "resume": state.to_dict(),
-    }
-
-
-def record(run: Run, state: State, logits: Tensor, loss: float, images_per_s: float) -> None:
-    """Note an epoch's numbers in metrics.jsonl, and keep it as best.pt if its averaged weights read the validation part best."""
-    accuracy = float((logits.argmax(1) == run.splits.validation.labels).float().mean())
-    better = accuracy > state.best
-    state.best = max(state.best, accuracy)
-    line = {"step": state.step, "loss": loss, "validation_accuracy": accuracy, "images_per_s": images_per_s, "seconds": state.seconds}
-    state.history.append(line)
-    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in state.history))
-    log.info("step %d: loss %.3f, validation accuracy %.4f, %.0f images/s", state.step, loss, accuracy, images_per_s)
-    if better:
-        save_checkpoint(checkpoint_of(run, state, logits), run.folder / "best.pt")
-
-
-def finish(run: Run) -> None:
-    """Report the best checkpoint on the test images, once; export it and write its model card."""
-    checkpoint = load_checkpoint(run.folder / "best.pt")
-    model = ExportedModel(network_of(checkpoint), checkpoint["temperature"]).eval()
-    with torch.no_grad():
-        probabilities = torch.cat([model(batch) for batch in torch.split(run.splits.test.images, EVALUATION_BATCH)]).numpy()
-    checkpoint["metrics"]["test"] = measure(probabilities, run.splits.test.labels.numpy(), run.splits.test.classes)
-    save_checkpoint(checkpoint, run.folder / "best.pt")
-    export(checkpoint, run.folder / "emnist.pt")
-    card.write(run.folder / "emnist.pt", run.folder / "README.md")
-    print(table(checkpoint["metrics"]["test"]))
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device to train on. Raises SettingsError where a GPU was asked for and none is seen."""
-    if wanted not in DEVICES:
-        raise SettingsError(f"TRAIN_DEVICE must be one of {', '.join(DEVICES)}, not '{wanted}'")
-    seen = torch.cuda.is_available()
-    if wanted == "gpu" and not seen:
-        raise SettingsError("a GPU was asked for, and torch sees none: `docker run --gpus all`, the limit nvidia.com/gpu, or --device cpu")
-    return torch.device("cuda" if seen and wanted != "cpu" else "cpu")
 
 
 def prepare(folder: Path, recipe: str, overrides: Sequence[str], resume: bool) -> Settings:

@@ -14,8 +14,9 @@ from handlers.recognizer import Recognizer
 from training import train as train_module
 from training.checkpoint import load_checkpoint, new_state
 from training.data import load_splits
+from training.run import Run, fit_temperature
 from training.settings import from_dict
-from training.train import Interrupted, Run, fit_temperature, learning_rate, train, train_step
+from training.train import Interrupted, learning_rate, train, train_step
 
 TINY = {
     "data": {"train_split": "balanced", "validation_fraction": 0.1},
