@@ -39,9 +39,9 @@ POLL_S = 0.1
 LOG_LINES_KEPT = 200
 LOG_LINES_ON_FAILURE = 20
 LOAD_FAILED = ("Load model failed", "Auto recovery failed again")  # TorchServe's words in its log
-WORKERS_ERROR = re.compile(
-    r"MODEL_LOG: ((?:\w+\.)*\w+(?:Error|Exception): (?!500 - ).*)"
-)  # the last line of a traceback, but not of TorchServe's own
+# The last line of a worker's traceback, but not of TorchServe's own.
+WORKERS_ERROR = re.compile(r"MODEL_LOG: ((?:\w+\.)*\w+(?:Error|Exception): (?!500 - ).*)")
+LAST_WORDS_S = 1.0  # that a worker's error may come later in the log than TorchServe's word on it
 
 
 class Server:
@@ -113,6 +113,7 @@ class Server:
         while not self.ready():
             self.check_alive()
             if self._load_failed:  # TorchServe would try again for minutes
+                time.sleep(LAST_WORDS_S)
                 reasons = [found[1] for found in map(WORKERS_ERROR.search, list(self._log_end)) if found]
                 raise ServerError(f"the model cannot be loaded: {reasons[-1] if reasons else self.log_end()}")
             if time.monotonic() > deadline:
