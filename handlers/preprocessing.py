@@ -29,17 +29,27 @@ MAX_PIXELS = 64_000_000  # a picture of more is refused before it is decoded
 WORK_SIDE = 320  # pixels; larger pictures are shrunk to this long side
 SKETCH_SIDE = 96  # pixels; light and polarity are judged on a picture of this long side
 
-MIN_CONTRAST = 20  # grey levels between ink and paper, below which a picture is blank
+MIN_CONTRAST = 16  # grey levels between ink and paper, below which a picture is blank
+FAINT = 6  # grey levels; the same for a picture of two clear tones
+TWO_TONES = 0.8  # separability above which a picture has two clear tones
+MESSY = 0.76  # separability below which no threshold finds the ink
+CROWDED = 0.48  # share of the picture inside its frame; more ink is no character's
+MIN_GLYPH = 0.05  # of the longer side: a smaller thing is a speck
+MIN_LENGTH = 3  # pixels of the largest piece's longer side
 MIN_PIXELS = 4  # of ink; fewer are no character
 SPECK_SHARE = 0.04  # of the main stroke's area: smaller pieces are dropped
 FRAGMENT_SHARE = 0.35  # of the main stroke's area: smaller pieces that touch the edge belong to a neighbour
 BACKGROUND_WINDOW = 0.45  # of the side: wider than any stroke, so that a grey opening leaves the paper alone
+SHADOW_WINDOW = 0.25  # of the side: the same for a picture of uneven light, to follow a shadow's edge
+MARGIN = 0.18  # of the longer side: a margin of paper that is wider is no line of a box
 FRAME_BAND = 0.25  # of the side: how far from the edge a box's line may lie
 FRAME_WIDTH = 0.16  # of the side: the widest line of a box
-FRAME_STRAIGHT = 0.7  # of a line's length: how much of it must be equally wide
+FRAME_STRAIGHT = 0.5  # of a line's length: how much of it must be equally wide
 FRAME_SPAN = 0.9  # of the side: the shortest line of a box
 
 GLYPH_SIDE = 50  # pixels of the glyph's long side before the blur: its usual size in NIST's 128-pixel fields
+THINNEST, USUAL_THIN = 5.0, 6.5  # pixels: strokes thinner than the former, as 5 % of EMNIST's are, get the latter width
+THICKEST, USUAL_THICK = 13.0, 10.0  # likewise of 2 %
 BLUR_SIGMA = 1.0  # pixels, at that size
 BORDER = 2  # pixels around the glyph's box, at that size
 
@@ -103,20 +113,36 @@ def _to_grey(image: Image.Image) -> Grey:
 def prepare(grey: Grey, size: int = SIZE) -> Grey:
     """Grey levels uint8 (H, W) of one character, of either polarity -> uint8 (size, size). Raises InvalidImage if there is none."""
     grey = shrink(grey, WORK_SIDE)
-    if np.ptp(grey) < MIN_CONTRAST:
+    if np.ptp(grey) < FAINT:
         raise InvalidImage("blank_image", "the picture shows nothing: it is one flat tone")
     light = light_ink(grey)
     if is_framed_as_emnist(light):
         return resize(light, size)
     ink = level(light)
     threshold, contrast = split_levels(ink)
-    if contrast < MIN_CONTRAST:
+    clearness = separability(cv2.GaussianBlur(ink, (3, 3), 0))
+    if contrast < (FAINT if clearness >= TWO_TONES else MIN_CONTRAST):
         raise InvalidImage("blank_image", "no character stands out from the paper")
     mask = ink > threshold
-    glyph = keep_character(mask & ~frame_of(mask))
+    frame = frame_of(mask)
+    inside = mask & ~frame
+    if np.count_nonzero(inside) > CROWDED * np.count_nonzero(~frame) or (clearness < MESSY and not frame.any()):
+        return whole(ink, size)
+    glyph = keep_character(inside)
     if np.count_nonzero(glyph) < MIN_PIXELS:
         raise InvalidImage("blank_image", "nothing is left beside the frame, the specks and the neighbours' fragments")
     return frame_as_emnist(soften(ink, glyph, threshold, contrast), size)
+
+
+def whole(ink: Grey, size: int) -> Grey:
+    """The whole picture, square and stretched, where ink cannot be told from paper surely: then the network sees what there is."""
+    height, width = ink.shape
+    side = max(height, width)
+    y, x = (side - height) // 2, (side - width) // 2
+    square = cv2.copyMakeBorder(ink, y, side - height - y, x, side - width - x, cv2.BORDER_CONSTANT, value=0)
+    small = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC).astype(np.float32)
+    low, high = np.percentile(small, (2, 99.5))
+    return _uint8(np.clip((small - low) * (255 / max(high - low, 1.0)), 0, 255))
 
 
 def shrink(grey: Grey, side: int) -> Grey:
@@ -142,21 +168,60 @@ def sketch_of(grey: Grey) -> Grey:
 def light_ink(grey: Grey) -> Grey:
     """Invert the picture if its ink is dark.
 
-    A straight band of one tone along the edge is a box, of the ink's tone. Else paper is the side of the threshold that
-    holds the larger empty disc; the edge does not bound a disc, for paper may be tight around a bold character.
+    Lines of one tone along the edges are the paper's margin or a box. Paper is the tone of a margin that is wider than any
+    box's line; else the tone that holds the larger empty disc inside of those lines, where the edge does not bound a disc,
+    for paper may be tight around a bold character.
     """
-    sketch = cv2.medianBlur(sketch_of(grey), 3)
+    raw = sketch_of(grey)
+    sketch = _uint8(cv2.medianBlur(raw, 3))
+    if np.ptp(sketch) < 0.5 * np.ptp(raw):  # strokes one pixel wide went with the specks
+        sketch = raw
     window = (2 * (sketch.shape[1] // 3) + 1, 2 * (sketch.shape[0] // 3) + 1)
     levels = cv2.addWeighted(sketch, 0.5, cv2.blur(sketch, window, borderType=cv2.BORDER_REFLECT_101), -0.5, 128)
     light = _uint8(cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1])
-    edge = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
-    edge_is_light = bool(edge.mean() > 127)
-    if _is_straight_band((light > 0) == edge_is_light):
-        ink_is_light = edge_is_light
+    depths, margins = zip(*(_uniform_lines(view, max(light.shape)) for view in (light, light[::-1], light.T, light.T[::-1])), strict=True)
+    edges = [line.mean() / 255 for line in (light[0], light[-1], light[:, 0], light[:, -1])]
+    if len({tone for tone in margins if tone is not None}) == 1:
+        ink_is_light = not max(tone for tone in margins if tone is not None)
+    elif (max(edges) < 0.1 or min(edges) > 0.9) and not _is_straight_band((light > 0) == (edges[0] > 0.5)):
+        ink_is_light = edges[0] < 0.5
     else:
-        light_disc, dark_disc = (cv2.distanceTransform(side, cv2.DIST_L2, 3).max() for side in (light, cv2.bitwise_not(light)))
+        top, bottom, left, right = depths
+        inside = np.ascontiguousarray(light[top : light.shape[0] - bottom, left : light.shape[1] - right])
+        light_disc, dark_disc = (cv2.distanceTransform(side, cv2.DIST_L2, 3).max() for side in (inside, cv2.bitwise_not(inside)))
         ink_is_light = bool(light_disc <= dark_disc)
+        if separability(sketch) < TWO_TONES:
+            ink_is_light = _thin_parts(sketch, cv2.MORPH_TOPHAT) > _thin_parts(sketch, cv2.MORPH_BLACKHAT)
     return grey if ink_is_light else _uint8(cv2.bitwise_not(grey))
+
+
+def _thin_parts(sketch: Grey, operation: int) -> float:
+    """The energy of what is lighter (top hat) or darker (black hat) than all around it and narrower than a fifth of the picture."""
+    window = 2 * round(0.1 * max(sketch.shape)) + 1
+    hat = cv2.morphologyEx(sketch, operation, np.ones((window, window), np.uint8))
+    return float(cv2.norm(hat, cv2.NORM_L2SQR))
+
+
+def separability(grey: Grey) -> float:
+    """How well two tones describe a picture: the variance between Otsu's two classes over all variance, 0 to 1 (Otsu 1979, eq. 15)."""
+    shares = np.bincount(grey.ravel(), minlength=256) / grey.size
+    tones = np.arange(256)
+    below, moments = np.cumsum(shares), np.cumsum(shares * tones)
+    variance = float((shares * (tones - moments[-1]) ** 2).sum())
+    between = (moments[-1] * below - moments) ** 2 / np.maximum(below * (1 - below), 1e-9)
+    return float(between.max()) / max(variance, 1e-9)
+
+
+def _uniform_lines(light: Grey, side: int) -> tuple[int, bool | None]:
+    """How many rows from the top are of one tone each, judged by their middle part; and the tone, light or not, of a wide margin."""
+    rows, columns = light.shape
+    deepest = max(1, min(round(0.3 * side), round(0.4 * rows)))
+    shares = light[:deepest, round(0.2 * columns) : columns - round(0.2 * columns)].mean(axis=1) / 255
+    uniform = (shares < 0.12) | (shares > 0.88)
+    depth = deepest if uniform.all() else int(uniform.argmin())
+    same = uniform & ((shares > 0.5) == (shares[0] > 0.5))
+    run = deepest if same.all() else int(same.argmin())
+    return depth, bool(shares[0] > 0.5) if run > MARGIN * side else None
 
 
 def _is_straight_band(mask: Mask) -> bool:
@@ -186,13 +251,14 @@ def is_framed_as_emnist(light: Grey) -> bool:
     top, bottom, left, right = _box(mask)
     long_side = max(bottom - top, right - left) / unit
     off_centre = max(abs(top + bottom - height), abs(left + right - width)) / 2 / unit
-    return 18 <= long_side <= 27 and off_centre <= 2.5 and not frame_of(light > 127).any()
+    return 18 <= long_side <= 27 and off_centre <= 2.5 and _mark_lines(light > 127, np.zeros_like(mask)) < 2
 
 
 def level(light: Grey) -> Grey:
     """Subtract the paper's own tone, estimated by a grey opening that is wider than any stroke."""
     sketch = cv2.GaussianBlur(sketch_of(light), (3, 3), 0)
-    window = max(3, round(BACKGROUND_WINDOW * min(sketch.shape)))
+    share = BACKGROUND_WINDOW if separability(sketch) >= TWO_TONES else SHADOW_WINDOW
+    window = max(3, round(share * min(sketch.shape)))
     paper = cv2.morphologyEx(sketch, cv2.MORPH_OPEN, np.ones((window, window), np.uint8))
     paper = cv2.blur(paper, (window, window), borderType=cv2.BORDER_REPLICATE)
     return _uint8(cv2.subtract(light, cv2.resize(paper, light.shape[::-1], interpolation=cv2.INTER_LINEAR)))
@@ -207,27 +273,46 @@ def split_levels(ink: Grey) -> tuple[float, float]:
 
 
 def frame_of(mask: Mask) -> Mask:
-    """The part of the ink that is a box around the character: straight lines near at least two edges, along nearly all of them."""
+    """The part of the ink that is a box around the character: straight lines along nearly all of at least two edges.
+
+    A box may have paper around it. An E, L or H has lines along its edges too; a pen's are not as straight as a printed box's.
+    """
     frame = np.zeros_like(mask)
+    if _mark_lines(mask, frame) >= 2:
+        return frame
+    frame[:] = False
+    if mask.any():
+        top, bottom, left, right = _box(mask)
+        inner = np.s_[top:bottom, left:right]
+        rest = mask[inner] & ~frame[inner] if _mark_lines(mask[inner], frame[inner], printed=True) >= 2 else frame[inner]
+        if max(_extent(rest)) > 0.4 * max(rest.shape):
+            return frame
+    return np.zeros_like(mask)
+
+
+def _mark_lines(mask: Mask, frame: Mask, printed: bool = False) -> int:
+    """Mark in `frame` the lines of `mask` near its edges, and count the sides that have one; `printed`: straight to a pixel."""
     sides = 0
-    for view, marked in ((mask, frame), (mask.T, frame.T)):  # lines along the rows, then along the columns
+    for view, marked in ((mask, frame), (mask[::-1], frame[::-1]), (mask.T, frame.T), (mask.T[::-1], frame.T[::-1])):
         across, length = view.shape
-        lines = cv2.reduce(view.view(np.uint8), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[:, 0] >= FRAME_SPAN * length
-        if not lines.any():
+        band, widest = max(1, round(FRAME_BAND * across)), max(1, round(FRAME_WIDTH * max(across, length)))
+        rows = np.flatnonzero(view[:band].mean(axis=1) >= FRAME_SPAN)
+        if not 0 < len(rows) <= widest:
             continue
-        band, widest = max(1, round(FRAME_BAND * across)), max(1, round(FRAME_WIDTH * across))
-        for near in (slice(0, band), slice(across - band, across)):
-            rows = np.flatnonzero(lines[near]) + near.start
-            if 0 < len(rows) <= widest:
-                marked[max(0, rows[0] - 1) : rows[-1] + 2] = True  # with the soft edge of the line
-                sides += 1
-    return frame if sides >= 2 else np.zeros_like(mask)
+        if printed and (view[: rows[0] + 1 + round(0.01 * across)].any(axis=0).mean() < 0.97 or rows[0] > 0.04 * across):
+            continue
+        marked[max(0, rows[0] - 1) : rows[-1] + 2] = True  # with the soft edge of the line
+        sides += 1
+    return sides
 
 
 def keep_character(mask: Mask) -> Mask:
-    """Keep the largest piece and what may belong to it: dots, bars and broken strokes, not specks nor a neighbour's parts."""
+    """Keep the largest piece and what may belong to it: dots, bars and broken strokes, not specks nor a neighbour's parts.
+
+    Nothing is kept if the largest piece is a speck.
+    """
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count <= 2:  # paper and at most one piece
+    if count == 1:
         return mask
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0  # the paper
@@ -236,6 +321,8 @@ def keep_character(mask: Mask) -> Mask:
     right, bottom = left + stats[:, cv2.CC_STAT_WIDTH], top + stats[:, cv2.CC_STAT_HEIGHT]
     at_edge = (left == 0) | (top == 0) | (right == width) | (bottom == height)
     main = int(areas.argmax())
+    if max(right[main] - left[main], bottom[main] - top[main]) < max(MIN_LENGTH, MIN_GLYPH * max(mask.shape)):
+        return np.zeros_like(mask)
     keep = areas > SPECK_SHARE * areas[main]
     if not at_edge[main]:
         keep &= ~at_edge | (areas >= FRAGMENT_SHARE * areas[main])
@@ -259,6 +346,7 @@ def frame_as_emnist(glyph: Grey, size: int = SIZE) -> Grey:
     scale = GLYPH_SIDE / max(height, width)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     scaled = cv2.resize(glyph, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    scaled = even_stroke(scaled)
     reach = round(4 * BLUR_SIGMA)
     padded = cv2.copyMakeBorder(scaled, reach, reach, reach, reach, cv2.BORDER_CONSTANT, value=0)
     blurred = cv2.GaussianBlur(padded, (0, 0), BLUR_SIGMA)
@@ -272,11 +360,39 @@ def frame_as_emnist(glyph: Grey, size: int = SIZE) -> Grey:
     return _uint8(np.round(small * (255 / max(1.0, float(small.max())))))
 
 
+def stroke_width(glyph: Grey) -> float:
+    """The mean width in pixels of a glyph's strokes: across a stroke the distance to its edge is a quarter of the width on average."""
+    mask = cv2.copyMakeBorder((glyph > 110).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    distances = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
+    return 4 * cv2.mean(distances, mask)[0] - 1
+
+
+def even_stroke(glyph: Grey) -> Grey:
+    """Thicken hairlines and thin a marker's strokes, of a glyph with a long side of GLYPH_SIDE; others stay as they are."""
+    width = stroke_width(glyph)
+    if THINNEST <= width <= THICKEST or width <= 0:
+        return glyph
+    change, operation = (USUAL_THIN - width, cv2.MORPH_DILATE) if width < THINNEST else (width - USUAL_THICK, cv2.MORPH_ERODE)
+    reach = math.ceil(change / 2)
+    across = round(change) + 1
+    padded = cv2.copyMakeBorder(glyph, reach, reach, reach, reach, cv2.BORDER_CONSTANT, value=0)
+    changed = cv2.morphologyEx(padded, operation, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across, across)))
+    return _uint8(changed) if changed.max() > 110 else glyph
+
+
 def resize(grey: Grey, size: int) -> Grey:
     """Bicubic, with Pillow's anti-aliasing when it shrinks; a picture of that size stays as it is."""
     if grey.shape == (size, size):
         return grey
     return np.asarray(Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _extent(mask: Mask) -> tuple[int, int]:
+    """Height and width of what is set; 0, 0 if nothing is."""
+    if not mask.any():
+        return 0, 0
+    top, bottom, left, right = _box(mask)
+    return bottom - top, right - left
 
 
 def _box(mask: Mask) -> tuple[int, int, int, int]:

@@ -122,14 +122,14 @@ def load_emnist(root: Path, split: str, part: str) -> Images:
     return Images(torch.from_numpy(upright), torch.from_numpy(labels), classes)
 
 
-def load_splits(settings: DataSettings, root: Path, seed: int) -> Splits:
+def load_splits(settings: DataSettings, root: Path) -> Splits:
     """Read the training and test files below `root` and hold a validation part out of the training file."""
     test = load_emnist(root, settings.test_split, "test")
     everything = load_emnist(root, settings.train_split, "train")
     if everything.classes != test.classes:
         raise DataError(f"data.train_split '{settings.train_split}' and data.test_split '{settings.test_split}' differ in classes")
     known = without(everything, test)
-    held_out = validation_mask(known.labels, settings.validation_fraction, settings.validation_limit, seed)
+    held_out = validation_mask(known.labels, settings.validation_fraction, settings.validation_limit, settings.validation_seed)
     validation = known.take(held_out)
     train = without(known.take(~held_out), validation)
     return Splits(train, validation, test, removed=len(everything) - len(validation) - len(train))

@@ -34,6 +34,7 @@ class DataSettings:
     test_split: Split = "balanced"  # the EMNIST split, of the same classes, whose `test` file is reported
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of each class of the training file, held out
     validation_limit: Annotated[int, Field(ge=1)] = 100  # at most so many images a class
+    validation_seed: Annotated[int, Field(ge=0)] = 0  # the same images are held out whatever the run's own seed
     balance: Share = 1.0  # 0: classes as frequent as in the file; 1: each equally often; between: class size ** (1 - balance)
 
 

@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         root = Path(arguments.emnist_root) if arguments.emnist_root else cache_folder()
         if not arguments.emnist_root or (arguments.download and not any(root.glob("EMNIST/raw/emnist-*-images-idx3-ubyte*"))):
             download(root)
-        splits = load_splits(settings.data, root, settings.seed)
+        splits = load_splits(settings.data, root)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False))
         run = Run(settings, splits, folder, device)
