@@ -46,7 +46,7 @@ def recognizer() -> Recognizer:
 
 def _untrained_checkpoint(classes: str) -> dict:
     torch.manual_seed(0)
-    settings = from_dict({"model": {"widths": [8, 8, 8, 8]}})
+    settings = from_dict({"model": {"stem": 8, "widths": [8, 8, 8]}})
     state = new_state(settings, len(classes), torch.device("cpu"))
     for module in state.average.module.modules():  # so that forgetting or doubling a batch norm shows
         if isinstance(module, torch.nn.BatchNorm2d):

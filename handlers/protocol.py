@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from handlers.labels import DEFAULT_ALPHABET, Fold, UnknownAlphabet
-from handlers.preprocessing import InvalidImage, read_image
+from handlers.picture import InvalidImage
+from handlers.preprocessing import read_image
 from handlers.recognizer import DEFAULT_TOP_K, Prediction, Recognizer, read
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from handlers.preprocessing import SIZE, decode, read_image
+from handlers.framing import SIZE
+from handlers.picture import decode
+from handlers.preprocessing import read_image
 from handlers.protocol import answer_rows
 from handlers.recognizer import ModelError, Recognizer
 from serving.batch import CHUNKS_AHEAD, Settings, rows, score_all

@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from handlers.preprocessing import Grey, InvalidImage, read_image
+from handlers.picture import Grey, InvalidImage
+from handlers.preprocessing import read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 CHUNK = 64  # pictures that a decoding process takes at a time, and the network in one pass

@@ -14,30 +14,34 @@ ELASTIC_GRID = 4  # the displacement is drawn on a grid of so many points a side
 BLUR_KERNEL = (0.25, 0.5, 0.25)
 
 
-def augment(images: Tensor, settings: AugmentSettings) -> Tensor:
-    """Vary images float (B, 1, S, S) in 0..1, light on black; draws from torch's global generator of their device."""
-    images = _strokes(images, settings.stroke)
-    images = _warp(images, settings)
-    return _blur(images, settings.blur)
+def augment(images: Tensor, settings: AugmentSettings, strength: float = 1.0) -> Tensor:
+    """Vary images float (B, 1, S, S) in 0..1, light on black; draws from torch's global generator of their device.
+
+    `strength`, 0 to 1, is a factor to all magnitudes and shares; at 0 the images stay as they are.
+    """
+    images = _strokes(images, strength * settings.stroke)
+    if strength > 0:
+        images = _warp(images, settings, strength)
+    return _blur(images, strength * settings.blur)
 
 
 def _uniform(count: int, limit: float, like: Tensor) -> Tensor:
     return (torch.rand(count, device=like.device) * 2 - 1) * limit
 
 
-def _warp(images: Tensor, settings: AugmentSettings) -> Tensor:
+def _warp(images: Tensor, settings: AugmentSettings, strength: float) -> Tensor:
     """Rotation, shear, scale and shift, and a smooth displacement on top, in one bilinear resampling."""
     count, _, _, size = images.shape
-    angle = _uniform(count, math.radians(settings.rotation), images)
-    shear = _uniform(count, settings.shear, images)
-    scale_x, scale_y = (1 + _uniform(count, settings.scale, images) for _ in range(2))
-    shift_x, shift_y = (_uniform(count, 2 * settings.shift / size, images) for _ in range(2))  # in units of the half side
+    angle = _uniform(count, strength * math.radians(settings.rotation), images)
+    shear = _uniform(count, strength * settings.shear, images)
+    scale_x, scale_y = (1 + _uniform(count, strength * settings.scale, images) for _ in range(2))
+    shift_x, shift_y = (_uniform(count, strength * 2 * settings.shift / size, images) for _ in range(2))  # in units of the half side
     cos, sin = angle.cos(), angle.sin()
     rows = [cos / scale_x, (shear * cos - sin) / scale_x, shift_x, sin / scale_y, (shear * sin + cos) / scale_y, shift_y]
     theta = torch.stack(rows, dim=1).view(count, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (B, S, S, 2)
     if settings.elastic > 0:
-        coarse = torch.randn(count, 2, ELASTIC_GRID, ELASTIC_GRID, device=images.device) * (2 * settings.elastic / size)
+        coarse = torch.randn(count, 2, ELASTIC_GRID, ELASTIC_GRID, device=images.device) * (strength * 2 * settings.elastic / size)
         smooth = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
         grid = grid + smooth.permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)

@@ -6,6 +6,7 @@ the export to verify itself on), `metrics`, `run`, `data` and `resume`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ class State:
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     step: int = 0
-    best: float = 0.0  # validation accuracy of the best checkpoint
+    best: float = math.inf  # validation loss of the best checkpoint
     seconds: float = 0.0  # spent training and validating, over all resumed parts
     history: list[dict[str, float]] = field(default_factory=list)  # the lines of metrics.jsonl
 

@@ -5,6 +5,7 @@ There is no other normalisation: black is 0, so it equals the zero padding of ev
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -35,14 +36,14 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem and one residual block a stage; every stage after the first halves the side."""
+    """A stem at the image's full size, then one residual block a stage; every stage halves the side."""
 
-    def __init__(self, classes: int, widths: tuple[int, ...], dropout: float) -> None:
+    def __init__(self, classes: int, settings: ModelSettings) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
-        inputs = (widths[0], *widths)
-        self.stages = nn.Sequential(*(ResidualBlock(i, o, 1 if n == 0 else 2) for n, (i, o) in enumerate(zip(inputs, widths, strict=False))))
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], classes))
+        self.stem = nn.Sequential(nn.Conv2d(1, settings.stem, 3, padding=1, bias=False), nn.BatchNorm2d(settings.stem), nn.ReLU())
+        channels = (settings.stem, *settings.widths)
+        self.stages = nn.Sequential(*(ResidualBlock(inputs, outputs, stride=2) for inputs, outputs in itertools.pairwise(channels)))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(settings.dropout), nn.Linear(channels[-1], classes))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.stages(self.stem(x)))
@@ -50,7 +51,7 @@ class ResNet(nn.Module):
 
 
 MODELS: dict[str, Callable[[int, ModelSettings], nn.Module]] = {
-    "resnet": lambda classes, settings: ResNet(classes, settings.widths, settings.dropout),
+    "resnet": ResNet,
 }
 
 

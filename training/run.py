@@ -1,6 +1,6 @@
 """A run: what stays the same while it goes on, and what it leaves in its folder: checkpoints, metrics.jsonl, the export.
 
-last.pt is the newest checkpoint and best.pt the one whose averaged weights read the validation part best.
+last.pt is the newest checkpoint and best.pt the one whose averaged weights have the least validation loss.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from handlers.recognizer import ModelError, Recognizer
 from training import card
 from training.checkpoint import State, load_checkpoint, network_of, save_checkpoint
-from training.data import Images, Splits
+from training.data import Splits
+from training.degrade.pool import degraded
 from training.evaluate import measure, table
 from training.export import ExportedModel, export
 from training.models import count_multiply_adds, count_parameters
@@ -81,6 +84,37 @@ class Run:
         compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
         return self.steps >= COMPILE_PAYS_STEPS and headers and compiler
 
+    def degraded_copies(self) -> Tensor:
+        """Degraded training images, uint8 (copies, N, S, S); none where the recipe asks for none."""
+        data = self.settings.data
+        if data.degraded_copies == 0:
+            return torch.empty(0, *self.splits.train.images.shape, dtype=torch.uint8)
+        return degraded(self.splits.train, data.degraded_copies, data.validation_seed)
+
+    def validation_images(self) -> list[Tensor]:
+        """What a checkpoint is chosen by, uint8 (N, S, S) each: the validation images and, where training has them, a degraded copy."""
+        clean = self.splits.validation
+        return [clean.images, *(degraded(clean, 1, self.settings.data.validation_seed) if self.settings.data.degraded_copies else ())]
+
+    def soft_labels(self) -> Tensor:
+        """What the training images are to be read as: class probabilities float16 (N, C). Raises SettingsError for a teacher that does not fit."""
+        train, distill = self.splits.train, self.settings.distill
+        targets = F.one_hot(train.labels, len(train.classes)).float()
+        if distill.teachers:
+            taught = torch.zeros_like(targets)
+            for path in distill.teachers:
+                try:
+                    teacher = Recognizer(path, self.device.type)
+                except ModelError as error:
+                    raise SettingsError(f"distill.teachers: {error}") from error
+                if teacher.classes != train.classes:
+                    raise SettingsError(f"distill.teachers: {path} knows {''.join(teacher.classes)}, the data {''.join(train.classes)}")
+                log.info("teacher %s, version %s", path, teacher.version)
+                parts = [torch.from_numpy(teacher.probabilities(part.numpy())) for part in torch.split(train.images, EVALUATION_BATCH)]
+                taught += torch.cat(parts) / len(distill.teachers)
+            targets = torch.lerp(targets, taught, distill.weight)
+        return targets.half()
+
     def describe_device(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         return f"{name}, {'bfloat16' if self.autocast else 'float32'}{', compiled' if self.compiles else ''}"
@@ -104,10 +138,10 @@ def log_start(run: Run, state: State) -> None:
     log.info("%d parameters, %.1f M multiply-adds an image; %s", parameters, multiply_adds / 1e6, run.describe_device())
 
 
-def logits_of(model: nn.Module, data: Images, device: torch.device) -> Tensor:
-    """Logits float32 (N, C), on the CPU, of the model in eval mode."""
+def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """Logits float32 (N, C), on the CPU, of uint8 images (N, S, S) by the model in eval mode."""
     model.eval()
-    batches = torch.split(data.images, EVALUATION_BATCH)
+    batches = torch.split(images, EVALUATION_BATCH)
     with torch.no_grad():
         return torch.cat([model(batch.to(device).unsqueeze(1).float() / 255).cpu() for batch in batches])
 
@@ -135,17 +169,26 @@ def checkpoint_of(run: Run, state: State, logits: Tensor) -> dict[str, Any]:
     }
 
 
-def record(run: Run, state: State, logits: Tensor, loss: float, images_per_s: float) -> None:
-    """Note an epoch's numbers in metrics.jsonl, and keep it as best.pt if its averaged weights read the validation part best."""
-    accuracy = float((logits.argmax(1) == run.splits.validation.labels).float().mean())
-    better = accuracy > state.best
-    state.best = max(state.best, accuracy)
-    line = {"step": state.step, "loss": loss, "validation_accuracy": accuracy, "images_per_s": images_per_s, "seconds": state.seconds}
-    state.history.append(line)
+def record(run: Run, state: State, logits: Sequence[Tensor], loss: float, images_per_s: float) -> None:
+    """Note an epoch's numbers in metrics.jsonl, and keep it as best.pt if its averaged weights have the least validation loss.
+
+    `logits` (N, C) are the averaged model's on each of `run.validation_images()`, the clean ones first.
+    """
+    labels = run.splits.validation.labels
+    losses = [float(F.cross_entropy(part, labels)) for part in logits]
+    accuracies = [float((part.argmax(1) == labels).float().mean()) for part in logits]
+    validation_loss = sum(losses) / len(losses)
+    better = validation_loss < state.best
+    state.best = min(state.best, validation_loss)
+    line = {"step": state.step, "loss": loss, "validation_loss": validation_loss, "validation_accuracy": accuracies[0]}
+    if len(logits) > 1:
+        line["degraded_accuracy"] = accuracies[1]
+    state.history.append(line | {"images_per_s": images_per_s, "seconds": state.seconds})
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in state.history))
-    log.info("step %d: loss %.3f, validation accuracy %.4f, %.0f images/s", state.step, loss, accuracy, images_per_s)
+    read = ", ".join(f"{100 * accuracy:.2f} %" for accuracy in accuracies)
+    log.info("step %d: loss %.3f, validation loss %.4f, accuracy %s, %.0f images/s", state.step, loss, validation_loss, read, images_per_s)
     if better:
-        save_checkpoint(checkpoint_of(run, state, logits), run.folder / "best.pt")
+        save_checkpoint(checkpoint_of(run, state, logits[0]), run.folder / "best.pt")
 
 
 def finish(run: Run) -> None:

@@ -36,12 +36,15 @@ class DataSettings:
     validation_limit: Annotated[int, Field(ge=1)] = 100  # at most so many images a class
     validation_seed: Annotated[int, Field(ge=0)] = 0  # the same images are held out whatever the run's own seed
     balance: Share = 1.0  # 0: classes as frequent as in the file; 1: each equally often; between: class size ** (1 - balance)
+    degraded_copies: Annotated[int, Field(ge=0)] = 0  # of every training image, made by training.pool
+    degraded_share: Share = 0.5  # of the images of a batch, where there are copies
 
 
 @dataclass(frozen=True, config=STRICT)
 class ModelSettings:
     name: Literal["resnet"] = "resnet"  # a key of training.models.MODELS
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = (24, 48, 96, 192)  # channels at 28, 14, 7, 4 pixels
+    stem: Annotated[int, Field(ge=1)] = 32  # channels of the first convolution, at the image's full size
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = (64, 112, 224)  # channels of the stages, at 14, 7 and 4 pixels
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the last layer
 
 
@@ -58,21 +61,30 @@ class ScheduleSettings:
     epochs: Positive = 16.0  # one epoch is as many images as the training part has
     batch_size: Annotated[int, Field(ge=2)] = 256
     warmup: Share = 0.15  # share of the steps in which lr rises linearly; then it falls as a half cosine
+    fade: Share = 0.25  # share of the steps, at the end, over which augmentation fades out: it hides what tells L from 1 or O from 0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay a step of the averaged weights, which are validated and exported
+
+
+@dataclass(frozen=True, config=STRICT)
+class DistillSettings:
+    """Soft labels from trained models (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network")."""
+
+    teachers: tuple[str, ...] = ()  # exported models of the same classes; their probabilities for the clean image are averaged
+    weight: Share = 0.7  # of the soft labels; the rest is the label itself
 
 
 @dataclass(frozen=True, config=STRICT)
 class AugmentSettings:
     """Magnitudes are the ends of uniform distributions; lengths are pixels of the image."""
 
-    rotation: NotNegative = 12.0  # degrees
-    shear: NotNegative = 0.2
-    scale: Share = 0.12
-    shift: NotNegative = 2.0  # pixels
-    elastic: NotNegative = 1.0  # pixels, standard deviation of a smooth displacement
-    stroke: Share = 0.2  # share of images whose strokes are made thinner or thicker
-    blur: Share = 0.1  # share of images that are softened
+    rotation: NotNegative = 8.0  # degrees
+    shear: NotNegative = 0.12
+    scale: Share = 0.08
+    shift: NotNegative = 1.5  # pixels
+    elastic: NotNegative = 0.7  # pixels, standard deviation of a smooth displacement
+    stroke: Share = 0.1  # share of images whose strokes are made thinner or thicker
+    blur: Share = 0.05  # share of images that are softened
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -81,6 +93,7 @@ class Settings:
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
+    distill: DistillSettings = dataclasses.field(default_factory=DistillSettings)
     augment: AugmentSettings = dataclasses.field(default_factory=AugmentSettings)
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the processor multiplies in it

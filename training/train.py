@@ -55,6 +55,9 @@ def train(run: Run, resume: bool = False) -> None:
     log_start(run, state)
     forward = torch.compile(state.model) if run.compiles else state.model
     images, labels = run.splits.train.images.to(run.device), run.splits.train.labels.to(run.device)
+    copies = run.degraded_copies().to(run.device)  # (copies, N, S, S)
+    validation = run.validation_images()
+    targets = run.soft_labels().to(run.device)  # (N, C)
     order, order_epoch = torch.empty(0), -1
     first, started = state.step, time.perf_counter()
     total, done = run.steps * schedule.batch_size, state.step * schedule.batch_size
@@ -68,10 +71,11 @@ def train(run: Run, resume: bool = False) -> None:
             places = within * schedule.batch_size + torch.arange(schedule.batch_size, device=run.device)
             index = order[places % len(order)]  # rounding may leave the order a few images short
             torch.manual_seed(settings.seed * SEED_STRIDE + state.step)  # on every device, for augmentation and dropout
-            batch = augment(images[index].unsqueeze(1).float() / 255, settings.augment)  # (B, 1, S, S)
+            batch = pick(images, copies, index, settings.data.degraded_share).unsqueeze(1).float() / 255  # (B, 1, S, S)
+            batch = augment(batch, settings.augment, augment_strength(schedule, state.step, run.steps))
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(schedule, settings.optimizer.lr, state.step, run.steps)
-            loss, logits = train_step(run, state, forward, batch, labels[index])
+            loss, logits = train_step(run, state, forward, batch, targets[index].float())
             bar.update(len(batch))
             if state.step % REPORT_STEPS == 0 or state.step == run.steps:
                 accuracy = float((logits.argmax(1) == labels[index]).float().mean())
@@ -80,21 +84,30 @@ def train(run: Run, resume: bool = False) -> None:
             if at_end_of_epoch or interrupted():
                 seconds = time.perf_counter() - started
                 state.seconds += seconds
-                logits = logits_of(state.average.module, run.splits.validation, run.device)
+                checks = [logits_of(state.average.module, part, run.device) for part in validation]
                 if at_end_of_epoch:
-                    record(run, state, logits, float(loss), (state.step - first) * schedule.batch_size / seconds)
-                save_checkpoint(checkpoint_of(run, state, logits), run.folder / "last.pt")
+                    record(run, state, checks, float(loss), (state.step - first) * schedule.batch_size / seconds)
+                save_checkpoint(checkpoint_of(run, state, checks[0]), run.folder / "last.pt")
                 if interrupted():
                     raise Interrupted(f"stopped after step {state.step} of {run.steps}; --resume goes on from there")
                 first, started = state.step, time.perf_counter()
 
 
-def train_step(run: Run, state: State, forward: Callable[[Tensor], Tensor], batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimiser step; returns the loss and the logits (B, C), still on the device."""
+def pick(images: Tensor, copies: Tensor, index: Tensor, share: float) -> Tensor:
+    """The images (N, S, S) at `index` (B,), a `share` of them as one of their degraded copies (copies, N, S, S)."""
+    picked = images[index]
+    if len(copies) == 0:
+        return picked
+    chosen = (torch.rand(len(index), device=index.device) < share).nonzero().squeeze(1)
+    return picked.index_copy(0, chosen, copies[torch.randint(len(copies), chosen.shape, device=index.device), index[chosen]])
+
+
+def train_step(run: Run, state: State, forward: Callable[[Tensor], Tensor], batch: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """One optimiser step towards class probabilities `targets` (B, C); returns the loss and the logits (B, C), still on the device."""
     state.model.train()
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.autocast):
         logits = forward(batch.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits, labels, label_smoothing=run.settings.schedule.label_smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=run.settings.schedule.label_smoothing)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
@@ -109,6 +122,11 @@ def learning_rate(schedule: ScheduleSettings, peak: float, step: int, steps: int
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+
+
+def augment_strength(schedule: ScheduleSettings, step: int, steps: int) -> float:
+    """1, and over the last `schedule.fade` of the steps linearly down to 0."""
+    return min(1.0, (steps - step) / max(1.0, schedule.fade * steps))
 
 
 @contextlib.contextmanager

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from handlers import preprocessing
-from handlers.preprocessing import InvalidImage, decode, frame_of, light_ink, prepare, read_image, resize
+from handlers.framing import resize
+from handlers.picture import WORK_SIDE, InvalidImage, decode
+from handlers.polarity import light_ink
+from handlers.preprocessing import prepare, read_image
+from handlers.shapes import frame_of
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -226,5 +229,5 @@ def test_odd_shapes_end_in_a_picture_or_a_code(shape):
 
 def test_large_jpegs_are_decoded_at_a_reduced_scale(letter):
     photo = Image.fromarray(255 - enlarged(letter, 2400)).convert("RGB")
-    assert max(decode(encoded(photo, "JPEG")).shape) <= 4 * preprocessing.WORK_SIDE
+    assert max(decode(encoded(photo, "JPEG")).shape) <= 4 * WORK_SIDE
     assert likeness(read_image(encoded(photo, "JPEG")), letter) > 0.93

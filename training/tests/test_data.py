@@ -83,12 +83,12 @@ def test_missing_and_mismatched_files(tmp_path, copied_root):
 def test_planted_duplicates_are_removed_from_training(copied_root):
     settings = DataSettings(train_split="balanced", validation_fraction=0.2)
     raw = copied_root / "EMNIST" / "raw"
-    before = load_splits(settings, copied_root, seed=3)
+    before = load_splits(settings, copied_root)
     assert before.removed == 0
     train, test = (read_idx(raw / f"emnist-balanced-{part}-images-idx3-ubyte").copy() for part in ("train", "test"))
     train[10], train[400] = test[7], test[7]  # whatever their labels
     write_idx(raw / "emnist-balanced-train-images-idx3-ubyte", train)
-    after = load_splits(settings, copied_root, seed=3)
+    after = load_splits(settings, copied_root)
     assert after.removed == 2
     assert len(after.train) + len(after.validation) == len(train) - 2
     seen = {image.tobytes() for image in after.test.images.numpy()}
@@ -101,7 +101,7 @@ def test_duplicates_of_validation_images_are_removed_from_training(copied_root):
     train = read_idx(raw / "emnist-balanced-train-images-idx3-ubyte").copy()
     train[1:40] = train[0]
     write_idx(raw / "emnist-balanced-train-images-idx3-ubyte", train)
-    splits = load_splits(settings, copied_root, seed=0)
+    splits = load_splits(settings, copied_root)
     held_out = {image.tobytes() for image in splits.validation.images.numpy()}
     assert train[0].T.tobytes() in held_out, "with 40 copies, some are held out"
     assert not held_out & {image.tobytes() for image in splits.train.images.numpy()}

@@ -25,7 +25,7 @@ def test_multiply_adds_are_counted_by_hand():
 
 
 def test_counting_leaves_the_mode_alone():
-    model = make_model(ModelSettings(widths=(4, 4)), 3).train()
+    model = make_model(ModelSettings(stem=4, widths=(4,)), 3).train()
     count_multiply_adds(model)
     assert all(module.training for module in model.modules())
 

@@ -7,6 +7,7 @@ backgrounds. Written anew; where those take photographs (frost, bricks, grass, .
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TypeAlias
 
@@ -14,9 +15,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from training.degrade import Picture, Style, jpeg, salt_and_pepper, smooth_field
+from training.degrade.pictures import Style, jpeg, salt_and_pepper, smooth_field
+from training.degrade.strokes import Picture, uint8
 
-Unit: TypeAlias = npt.NDArray[np.float32]  # (28, 28), 0 to 1
+Unit: TypeAlias = npt.NDArray[np.floating]  # (28, 28), 0 to 1
 
 
 def _unit(glyph: Picture) -> Unit:
@@ -24,7 +26,7 @@ def _unit(glyph: Picture) -> Unit:
 
 
 def _grey(values: npt.NDArray[np.floating]) -> Picture:
-    return (np.clip(values, 0, 1) * 255).astype(np.uint8)
+    return uint8(np.clip(values, 0, 1) * 255)
 
 
 # ---- noise and blur ------------------------------------------------------------------------------------------------------
@@ -47,11 +49,11 @@ def speckle_noise(glyph: Picture, rng: np.random.Generator, sigma: float = 0.6) 
 
 
 def gaussian_blur(glyph: Picture, _: np.random.Generator, sigma: float = 2) -> Picture:
-    return cv2.GaussianBlur(glyph, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE).astype(np.uint8)
+    return uint8(cv2.GaussianBlur(glyph, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE))
 
 
 def glass_blur(glyph: Picture, rng: np.random.Generator, sigma: float = 0.7, reach: int = 1, rounds: int = 2) -> Picture:
-    blurred = cv2.GaussianBlur(glyph, (0, 0), sigma)
+    blurred = uint8(cv2.GaussianBlur(glyph, (0, 0), sigma))
     size = glyph.shape[0]
     for _ in range(rounds):
         for y in range(size - reach, reach, -1):
@@ -60,7 +62,7 @@ def glass_blur(glyph: Picture, rng: np.random.Generator, sigma: float = 0.7, rea
                     dy, dx = rng.integers(-reach, reach, 2)
                     a, b = (min(y, size - 1), min(x, size - 1)), (min(y + dy, size - 1), min(x + dx, size - 1))
                     blurred[a], blurred[b] = blurred[b], blurred[a]
-    return cv2.GaussianBlur(blurred, (0, 0), sigma).astype(np.uint8)
+    return uint8(cv2.GaussianBlur(blurred, (0, 0), sigma))
 
 
 def _shuffled(glyph: Picture, rng: np.random.Generator, sigma: float, reach: float) -> Picture:
@@ -70,12 +72,12 @@ def _shuffled(glyph: Picture, rng: np.random.Generator, sigma: float, reach: flo
     y, x = np.mgrid[:size, :size].astype(np.float32)
     map_x, map_y = ((c + np.round(rng.uniform(-reach, reach, c.shape))).astype(np.float32) for c in (x, y))
     moved = cv2.remap(blurred, map_x, map_y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
-    return cv2.GaussianBlur(moved, (0, 0), sigma).astype(np.uint8)
+    return uint8(cv2.GaussianBlur(moved, (0, 0), sigma))
 
 
 def defocus_blur(glyph: Picture, _: np.random.Generator, radius: int = 3) -> Picture:
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)).astype(np.float32)
-    return cv2.filter2D(glyph, -1, disc / disc.sum()).astype(np.uint8)
+    return uint8(cv2.filter2D(glyph, -1, disc / disc.sum()))
 
 
 def motion_blur(glyph: Picture, rng: np.random.Generator, radius: int = 10, sigma: float = 3) -> Picture:
@@ -86,7 +88,7 @@ def motion_blur(glyph: Picture, rng: np.random.Generator, radius: int = 10, sigm
     kernel = np.zeros((2 * radius + 1, 2 * radius + 1), np.float32)
     for step, weight in zip(steps, weights / weights.sum(), strict=True):
         kernel[radius + round(step * math.sin(angle)), radius + round(step * math.cos(angle))] += weight
-    return cv2.filter2D(glyph, -1, kernel, borderType=cv2.BORDER_REPLICATE).astype(np.uint8)
+    return uint8(cv2.filter2D(glyph, -1, kernel, borderType=cv2.BORDER_REPLICATE))
 
 
 def zoom_blur(glyph: Picture, _: np.random.Generator, most: float = 1.31) -> Picture:
@@ -102,7 +104,7 @@ def _plasma(rng: np.random.Generator, roughness: float, size: int) -> Unit:
     cloud = np.zeros((size, size), np.float32)
     for octave in range(5):
         cloud += (smooth_field((size, size), 1.2 * 2**octave, rng) - 0.5) / roughness**octave
-    return ((cloud - cloud.min()) / max(float(np.ptp(cloud)), 1e-6)).astype(np.float32)
+    return np.asarray((cloud - cloud.min()) / max(float(np.ptp(cloud)), 1e-6))
 
 
 def fog(glyph: Picture, rng: np.random.Generator, strength: float = 3.0, roughness: float = 1.4) -> Picture:
@@ -152,7 +154,7 @@ def jpeg_compression(glyph: Picture, _: np.random.Generator, quality: int = 7) -
 
 def pixelate(glyph: Picture, _: np.random.Generator, factor: float = 0.4) -> Picture:
     small = (round(len(glyph) * factor),) * 2
-    return cv2.resize(cv2.resize(glyph, small, interpolation=cv2.INTER_AREA), glyph.shape, interpolation=cv2.INTER_NEAREST).astype(np.uint8)
+    return uint8(cv2.resize(cv2.resize(glyph, small, interpolation=cv2.INTER_AREA), glyph.shape, interpolation=cv2.INTER_NEAREST))
 
 
 # ---- geometry ------------------------------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ def _affine(glyph: Picture, matrix: npt.NDArray[np.floating], shift: tuple[float
     centre = (len(glyph) - 1) / 2
     offset = centre - matrix @ np.array([centre, centre]) + np.array(shift)
     full = np.hstack([matrix, offset[:, None]]).astype(np.float32)
-    return cv2.warpAffine(glyph, full, glyph.shape, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP).astype(np.uint8)
+    return uint8(cv2.warpAffine(glyph, full, glyph.shape, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP))
 
 
 def _sign(rng: np.random.Generator) -> int:
@@ -199,7 +201,7 @@ def _segment(start: tuple[float, float], end: tuple[float, float], size: int) ->
     tone = np.clip(np.log(1 - distance / 2.3) + 1, 0, 1)
     tone[:, : math.floor(c0)] = 0
     tone[:, math.ceil(c1) :] = 0
-    return tone.astype(np.float32)
+    return np.asarray(tone)
 
 
 def line(glyph: Picture, rng: np.random.Generator) -> Picture:
@@ -222,7 +224,7 @@ def zigzag(glyph: Picture, rng: np.random.Generator, length: float = 2.0, height
     points = [(0.0, 0.0)] + [(d + length, height * (-1) ** n) for n, d in enumerate(along[:-1])] + [(float(along[-1]), 0.0)]
     turned = [(first + x * math.cos(angle) - y * math.sin(angle), row + x * math.sin(angle) + y * math.cos(angle)) for x, y in points]
     x = _unit(glyph)
-    for start, end in zip(turned, turned[1:], strict=False):
+    for start, end in itertools.pairwise(turned):
         if end[0] > start[0] + 0.1:
             x = np.clip(x + _segment(start, end, len(glyph)), 0, 1)
     return _grey(x)
@@ -241,7 +243,7 @@ def stripe(glyph: Picture, _: np.random.Generator, width: int = 7) -> Picture:
 
 def canny_edges(glyph: Picture, _: np.random.Generator) -> Picture:
     smooth = cv2.GaussianBlur(glyph, (0, 0), 1)
-    return cv2.Canny(smooth, 40, 90).astype(np.uint8)
+    return uint8(cv2.Canny(smooth, 40, 90))
 
 
 def patch(glyph: Picture, rng: np.random.Generator, side: int = 7) -> Picture:

@@ -1,9 +1,8 @@
-"""EMNIST images as the world would show them: users' pictures of every style, and the corruptions of public benchmarks.
+"""Glyphs as users' pictures: on cards with boxes, scanned, photographed, drawn in a browser.
 
 A style takes one glyph, uint8 (28, 28), light on black, and a generator, and gives a picture: grey uint8 (H, W) or RGBA uint8
-(H, W, 4), of either polarity. USERS' styles are those of cards, scans, photographs and drawing pages; CORRUPTIONS follow the
-families and severities of MNIST-C (Mu & Gilmer 2019, arXiv:1906.02337) and EMNIST-DA (Eastwood et al. 2022,
-arXiv:2107.05446), written anew. `scene` mixes the former at random, for training.
+(H, W, 4), of either polarity. USERS are the styles by which a model is measured; `scene` mixes all of this at random, to
+train on.
 """
 
 from __future__ import annotations
@@ -16,56 +15,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Picture: TypeAlias = npt.NDArray[np.uint8]  # (H, W) or (H, W, 4)
+from training.degrade.strokes import UNIT, Picture, pen, skeleton, uint8
+
 Field: TypeAlias = npt.NDArray[np.float32]  # (H, W), 0 to 1
 Style: TypeAlias = Callable[[Picture, np.random.Generator], Picture]
 
-UNIT = 28  # pixels a side of a glyph; widths and gaps are given at this size
-FINE = 4  # strokes are drawn anew at so many times the size
 SIDES = (64, 400)  # pixels a side of an enlarged picture
-
-
-# ---- strokes -------------------------------------------------------------------------------------------------------------
-
-
-def _thinning_tables() -> list[npt.NDArray[np.uint8]]:
-    """For each of 256 neighbourhoods, whether either pass of Zhang & Suen 1984 ("A fast parallel algorithm for thinning") keeps the pixel."""
-    tables = []
-    for passes in range(2):
-        keep = np.ones(256, np.uint8)
-        for code in range(256):
-            n, ne, e, se, s, sw, w, nw = around = [code >> bit & 1 for bit in range(8)]
-            changes = sum(a == 0 and b == 1 for a, b in zip(around, [*around[1:], around[0]], strict=True))
-            first, second = ((n & e & s), (e & s & w)) if passes == 0 else ((n & e & w), (n & s & w))
-            keep[code] = not (2 <= sum(around) <= 6 and changes == 1 and first == 0 and second == 0)
-            del ne, se, sw, nw
-        tables.append(keep)
-    return tables
-
-
-_THINNING = _thinning_tables()
-_NEIGHBOURS = np.array([[128, 1, 2], [64, 0, 4], [32, 16, 8]], np.float32)  # the weight of each neighbour in a code
-
-
-def skeleton(mask: Picture) -> Picture:
-    """The centre lines, one pixel wide, of what is not zero in uint8 (H, W); 0 or 1."""
-    ink = cv2.copyMakeBorder((mask > 0).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    while True:
-        before = int(ink.sum())
-        for table in _THINNING:
-            codes = cv2.filter2D(ink.astype(np.float32), -1, _NEIGHBOURS, borderType=cv2.BORDER_CONSTANT).astype(np.uint8)
-            ink &= table[codes]
-        if int(ink.sum()) == before:
-            return ink[1:-1, 1:-1]
-
-
-def pen(glyph: Picture, width: float) -> Picture:
-    """The glyph drawn anew with a round pen of `width` pixels at 28: uint8 (112, 112)."""
-    large = cv2.resize(glyph, None, fx=FINE, fy=FINE, interpolation=cv2.INTER_CUBIC)
-    line = skeleton((large > 110).astype(np.uint8))
-    across = max(1, round(width * FINE))
-    drawn = cv2.dilate(line, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across, across)))
-    return cv2.GaussianBlur(drawn * 255, (0, 0), 0.8).astype(np.uint8)
 
 
 # ---- canvases ------------------------------------------------------------------------------------------------------------
@@ -75,8 +30,15 @@ def _enlarge(glyph: Picture, side: int, sharpness: float = 1.0) -> Picture:
     """To `side` pixels, with edges as soft as the enlargement makes them (1) or harder."""
     large = cv2.resize(glyph, (side, side), interpolation=cv2.INTER_CUBIC if side > glyph.shape[0] else cv2.INTER_AREA)
     if sharpness > 1:
-        large = np.clip((large.astype(np.float32) - 120) * sharpness + 120, 0, 255).astype(np.uint8)
-    return large
+        large = np.clip((large.astype(np.float32) - 120) * sharpness + 120, 0, 255)
+    return uint8(large)
+
+
+def _enlarge_any(picture: Picture, rng: np.random.Generator) -> Picture:
+    if rng.random() < 0.5:
+        return picture
+    factor = rng.uniform(2, 10)
+    return uint8(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC))
 
 
 def _side(rng: np.random.Generator) -> int:
@@ -102,7 +64,7 @@ def _place(glyph: Picture, canvas: int, share: float, rng: np.random.Generator, 
     margin = 0.02 * canvas
     free_x, free_y = canvas - width, canvas - height
     if corner:
-        x, y = (int(round(min(margin, f / 2) if rng.random() < 0.5 else f - min(margin, f / 2))) for f in (free_x, free_y))
+        x, y = (round(min(margin, f / 2) if rng.random() < 0.5 else f - min(margin, f / 2)) for f in (free_x, free_y))
     else:
         x, y = int(rng.integers(0, free_x + 1)), int(rng.integers(0, free_y + 1))
     result = np.zeros((canvas, canvas), np.uint8)
@@ -124,18 +86,19 @@ def with_box(glyph: Picture, rng: np.random.Generator) -> Picture:
     y, x = max(0, top), max(0, left)
     part = cut[: canvas.shape[0] - y, : canvas.shape[1] - x]
     canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
-    inner = (outside + width, canvas.shape[0] - outside - width, outside + width, canvas.shape[1] - outside - width)
     if gaps.min() < 0:  # what would lie outside the box was cut off when the box was cut out
-        canvas[: outside], canvas[canvas.shape[0] - outside :] = 0, 0
+        canvas[:outside], canvas[canvas.shape[0] - outside :] = 0, 0
         canvas[:, :outside], canvas[:, canvas.shape[1] - outside :] = 0, 0
-    sides = set(rng.permutation(4)[: int(rng.integers(2, 5))].tolist())
-    tone = int(rng.integers(170, 256))
     end_y, end_x = canvas.shape[0] - outside, canvas.shape[1] - outside
-    for number, line in enumerate(
-        [np.s_[outside : inner[0], outside:end_x], np.s_[inner[1] : end_y, outside:end_x], np.s_[outside:end_y, outside : inner[2]], np.s_[outside:end_y, inner[3] : end_x]]
-    ):
-        if number in sides:
-            canvas[line] = np.maximum(canvas[line], tone)
+    lines = (  # top, bottom, left, right
+        np.s_[outside : outside + width, outside:end_x],
+        np.s_[end_y - width : end_y, outside:end_x],
+        np.s_[outside:end_y, outside : outside + width],
+        np.s_[outside:end_y, end_x - width : end_x],
+    )
+    tone = int(rng.integers(170, 256))
+    for side in rng.permutation(4)[: int(rng.integers(2, 5))]:
+        canvas[lines[side]] = np.maximum(canvas[lines[side]], tone)
     return canvas
 
 
@@ -143,7 +106,7 @@ def with_fragments(glyph: Picture, rng: np.random.Generator, neighbour: Picture 
     """Parts of a neighbour's strokes at one or two edges of a slightly larger canvas."""
     scale = glyph.shape[0] // UNIT
     edge = int(rng.integers(2, 6)) * scale
-    canvas = cv2.copyMakeBorder(glyph, edge, edge, edge, edge, cv2.BORDER_CONSTANT, value=0)
+    canvas = np.pad(glyph, edge)
     other = _cut(np.rot90(glyph, 2) if neighbour is None else neighbour)
     for _ in range(int(rng.integers(1, 3))):
         depth = int(rng.integers(1, 4)) * scale
@@ -171,7 +134,8 @@ def on_paper(ink: Picture, rng: np.random.Generator, shadow: tuple[int, int] = (
     """Photographed: dark ink on textured paper under a shadow of `shadow` grey levels from one side to the other."""
     height, width = ink.shape
     angle, bright = rng.uniform(0, 2 * math.pi), rng.uniform(215, 250)
-    across = np.cos(angle) * np.linspace(-1, 1, width, dtype=np.float32) + np.sin(angle) * np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    across = math.cos(angle) * x / width + math.sin(angle) * y / height
     across = (across - across.min()) / np.ptp(across)
     if rng.random() < 0.3:  # a cast shadow with an edge
         across = 1 / (1 + np.exp((rng.uniform(0.3, 0.7) - across) * rng.uniform(8, 25)))
@@ -180,8 +144,8 @@ def on_paper(ink: Picture, rng: np.random.Generator, shadow: tuple[int, int] = (
     reflect = rng.uniform(0.1, 0.55)  # how much light the ink gives back
     picture = paper * (1 - (1 - reflect) * ink.astype(np.float32) / 255)
     if rng.random() < 0.5:
-        picture = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), rng.uniform(0.3, 1.0) * max(height, width) / 112)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+        picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.0) * max(height, width) / 112))
+    return uint8(np.clip(picture, 0, 255))
 
 
 def salt_and_pepper(picture: Picture, share: float, rng: np.random.Generator) -> Picture:
@@ -190,7 +154,9 @@ def salt_and_pepper(picture: Picture, share: float, rng: np.random.Generator) ->
 
 
 def jpeg(picture: Picture, quality: int) -> Picture:
-    return cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE).astype(np.uint8)
+    decoded = cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+    assert decoded is not None
+    return uint8(decoded)
 
 
 def one_bit(picture: Picture, rng: np.random.Generator) -> Picture:
@@ -220,16 +186,11 @@ USERS: dict[str, Style] = {
     "one_bit": lambda g, r: one_bit(_either(_enlarge(g, int(r.choice([UNIT, _side(r)]))), r), r),
     "thin_pen": lambda g, r: _either(_enlarge(pen(g, 1), _side(r)), r),
     "thin_28": lambda g, r: _either(skeleton((g > 110).astype(np.uint8)) * 255, r),
-    "marker": lambda g, r: _either(_enlarge(cv2.copyMakeBorder(pen(g, 6), 12, 12, 12, 12, cv2.BORDER_CONSTANT), _side(r)), r),
+    "marker": lambda g, r: _either(_enlarge(np.pad(pen(g, 6), 12), _side(r)), r),
     "small_or_corner": lambda g, r: _either(_place(g, _side(r), r.uniform(0.15, 0.9), r, corner=True), r),
     "canvas_alpha": lambda g, r: transparent(_place(pen(g, r.uniform(1, 4)), 280, r.uniform(0.3, 0.9), r, corner=False), r),
     "fragments": lambda g, r: _either(_enlarge_any(with_fragments(g, r), r), r),
 }
-
-
-def _enlarge_any(picture: Picture, rng: np.random.Generator) -> Picture:
-    factor = rng.choice([1.0, rng.uniform(2, 10)])
-    return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC).astype(np.uint8) if factor > 1 else picture
 
 
 def scene(glyph: Picture, rng: np.random.Generator, neighbour: Picture | None = None) -> Picture:
@@ -242,13 +203,15 @@ def scene(glyph: Picture, rng: np.random.Generator, neighbour: Picture | None = 
     elif layout < 0.5:
         ink = _place(ink, max(side, 48), rng.uniform(0.15, 0.95), rng, corner=rng.random() < 0.4)
     elif layout < 0.85:
-        ink = with_box(_enlarge(ink, UNIT * int(rng.choice([1, 1, rng.integers(2, 9)]))), rng)
+        ink = with_box(_enlarge(ink, UNIT * max(1, int(rng.integers(-16, 9)))), rng)
     elif layout < 0.95:
         ink = _enlarge_any(with_fragments(_enlarge(ink, UNIT * int(rng.integers(1, 3))), rng, neighbour), rng)
     else:
         ink = _cut(_enlarge(ink, max(side, 40)))
     if rng.random() < 0.15:
-        ink = cv2.warpAffine(ink, cv2.getRotationMatrix2D((ink.shape[1] / 2, ink.shape[0] / 2), rng.uniform(-4, 4), 1), ink.shape[::-1]).astype(np.uint8)
+        ink = cv2.warpAffine(ink, cv2.getRotationMatrix2D((ink.shape[1] / 2, ink.shape[0] / 2), rng.uniform(-4, 4), 1), ink.shape[::-1]).astype(
+            np.uint8
+        )
     tone = rng.random()
     if tone < 0.3:
         picture = on_paper(ink, rng, (0, 200))

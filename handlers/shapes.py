@@ -1,0 +1,92 @@
+"""What of the ink is the character: boxes, specks and neighbours' fragments are told by their shape."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Mask: TypeAlias = npt.NDArray[np.bool_]  # (H, W)
+
+MIN_GLYPH = 0.05  # of the longer side: a smaller thing is a speck
+MIN_LENGTH = 3  # pixels of the largest piece's longer side
+SPECK_SHARE = 0.04  # of the main stroke's area: smaller pieces are dropped
+FRAGMENT_SHARE = 0.35  # of the main stroke's area: smaller pieces that touch the edge belong to a neighbour
+FRAME_BAND = 0.25  # of the side: how far from the edge a box's line may lie
+FRAME_WIDTH = 0.16  # of the side: the widest line of a box
+FRAME_SPAN = 0.9  # of the side: the shortest line of a box
+
+
+def frame_of(mask: Mask) -> Mask:
+    """The part of the ink that is a box around the character: straight lines along nearly all of at least two edges.
+
+    A box may have paper around it. An E, L or H has lines along its edges too; a pen's are not as straight as a printed box's.
+    """
+    none = np.zeros_like(mask)
+    frame = none.copy()
+    if mark_lines(mask, frame) >= 2:
+        return frame
+    if not mask.any():
+        return none
+    frame[:] = False
+    top, bottom, left, right = box_of(mask)
+    inside = np.s_[top:bottom, left:right]
+    sides = mark_lines(mask[inside], frame[inside], printed=True)
+    rest = extent(mask & ~frame)
+    return frame if sides >= 2 and max(rest) > 0.4 * max(bottom - top, right - left) else none
+
+
+def mark_lines(mask: Mask, frame: Mask, printed: bool = False) -> int:
+    """Mark in `frame` the lines of `mask` near its edges, and count the sides that have one; `printed`: straight to a pixel."""
+    sides = 0
+    for view, marked in ((mask, frame), (mask[::-1], frame[::-1]), (mask.T, frame.T), (mask.T[::-1], frame.T[::-1])):
+        across, length = view.shape
+        band, widest = max(1, round(FRAME_BAND * across)), max(1, round(FRAME_WIDTH * max(across, length)))
+        rows = np.flatnonzero(view[:band].mean(axis=1) >= FRAME_SPAN)
+        if not 0 < len(rows) <= widest:
+            continue
+        if printed and (view[: rows[0] + 1 + round(0.01 * across)].any(axis=0).mean() < 0.97 or rows[0] > 0.04 * across):
+            continue
+        marked[max(0, rows[0] - 1) : rows[-1] + 2] = True  # with the soft edge of the line
+        sides += 1
+    return sides
+
+
+def keep_character(mask: Mask) -> Mask:
+    """Keep the largest piece and what may belong to it: dots, bars and broken strokes, not specks nor a neighbour's parts.
+
+    Nothing is kept if the largest piece is a speck.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count == 1:
+        return mask
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0  # the paper
+    height, width = mask.shape
+    left, top = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
+    right, bottom = left + stats[:, cv2.CC_STAT_WIDTH], top + stats[:, cv2.CC_STAT_HEIGHT]
+    at_edge = (left == 0) | (top == 0) | (right == width) | (bottom == height)
+    main = int(areas.argmax())
+    if max(right[main] - left[main], bottom[main] - top[main]) < max(MIN_LENGTH, MIN_GLYPH * max(mask.shape)):
+        return np.zeros_like(mask)
+    keep = areas > SPECK_SHARE * areas[main]
+    if not at_edge[main]:
+        keep &= ~at_edge | (areas >= FRAGMENT_SHARE * areas[main])
+    kept: Mask = keep.take(labels, mode="clip")
+    return kept
+
+
+def extent(mask: Mask) -> tuple[int, int]:
+    """Height and width of what is set; 0, 0 if nothing is."""
+    if not mask.any():
+        return 0, 0
+    top, bottom, left, right = box_of(mask)
+    return bottom - top, right - left
+
+
+def box_of(mask: Mask) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right (ends exclusive) of what is set; something must be."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
