@@ -26,13 +26,14 @@ SHAPE    ?= steady
 VENV       := .venv
 TRAIN_VENV := .venv-train
 LINT_VENV  := .venv-lint
+COMPARE_VENV := .venv-compare
 PY         := $(VENV)/bin/python
 PIP        := $(PY) -m pip install --quiet --disable-pip-version-check
 # Training needs the big environment for a GPU, and for the download of EMNIST by torchvision.
 TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu)),$(VENV),$(TRAIN_VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve mar train bench test test-slow check check-manifests format clean
+.PHONY: help demo serve mar train evaluate compare bench test test-slow check check-manifests format clean
 .PHONY: images images-serve images-train load-images train-container container-test cluster-test load-test sweep
 
 help: ## list the verbs
@@ -52,6 +53,13 @@ mar: $(VENV)/ready ## package MODEL into build/emnist.mar
 
 train: $(TRAIN_ENV)/ready ## train RECIPE into runs/NAME; EMNIST_ROOT: the folder that holds EMNIST/raw
 	$(TRAIN_ENV)/bin/python -m training.train --recipe $(RECIPE) --name $(NAME) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
+
+evaluate: $(VENV)/ready ## score MODEL on the test images, as they are and in every style of users' pictures; needs EMNIST_ROOT
+	@mkdir -p build
+	@EMNIST_ROOT=$(EMNIST_ROOT) $(PY) -m training.evaluate $(MODEL) --sheet build/contact-sheet.png
+
+compare: $(COMPARE_VENV)/ready ## MODEL beside Tesseract (from the system) and RapidOCR, on the same pictures; needs EMNIST_ROOT
+	@EMNIST_ROOT=$(EMNIST_ROOT) $(COMPARE_VENV)/bin/python -m training.compare --model $(MODEL)
 
 bench: $(VENV)/ready ## time preparation, network and batch against their limits
 	@$(PY) -m serving.bench --model $(MODEL)
@@ -116,7 +124,7 @@ format: $(VENV)/ready ## fix what ruff can fix
 	@$(PY) -m ruff format .
 
 clean: ## remove the environments and what was built; runs/ stays
-	rm -rf $(VENV) $(TRAIN_VENV) $(LINT_VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRAIN_VENV) $(LINT_VENV) $(COMPARE_VENV) build .pytest_cache .mypy_cache .ruff_cache
 
 # Torch comes first, alone and without what it depends on: only it is looked for in the CPU index, which keeps the gigabytes
 # of CUDA away; an index that cannot be reached costs seconds for every package that is looked for in it.
@@ -132,6 +140,14 @@ $(TRAIN_VENV)/ready: requirements/train.lock
 	@echo "installing the training environment $(TRAIN_VENV) (CUDA torch: some GB, a few minutes)"
 	@$(PYTHON) -m venv $(TRAIN_VENV)
 	@$(TRAIN_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/train.lock
+	@touch $@
+
+$(COMPARE_VENV)/ready: requirements/torch.txt requirements/compare.txt
+	@echo "installing the environment $(COMPARE_VENV)"
+	@$(PYTHON) -m venv $(COMPARE_VENV)
+	@$(COMPARE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@$(COMPARE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt -r requirements/compare.txt
+	@$(COMPARE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps rapidocr-onnxruntime==1.4.4
 	@touch $@
 
 $(LINT_VENV)/ready: requirements/lint.txt

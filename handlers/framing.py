@@ -13,8 +13,8 @@ from handlers.shapes import Mask, box_of, mark_lines
 
 SIZE = 28  # pixels a side of what the network sees
 GLYPH_SIDE = 50  # pixels of the glyph's long side before the blur: its usual size in NIST's 128-pixel fields
-THINNEST, USUAL_THIN = 5.0, 6.5  # pixels: strokes thinner than the former, as 5 % of EMNIST's are, get the latter width
-THICKEST, USUAL_THICK = 13.0, 10.0  # likewise of 2 %
+THINNEST, USUAL_THIN = 4.0, 5.5  # pixels, at that size: strokes thinner than the former, as 5 % of EMNIST's are, get the latter width
+THICKEST, USUAL_THICK = 12.0, 9.0  # likewise for thicker ones, 2 %
 BLUR_SIGMA = 1.0  # pixels, at that size
 BORDER = 2  # pixels around the glyph's box, at that size
 
@@ -69,7 +69,7 @@ def stroke_width(glyph: Grey) -> float:
     """The mean width in pixels of a glyph's strokes: across a stroke the distance to its edge is a quarter of the width on average."""
     mask = cv2.copyMakeBorder((glyph > 110).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     distances = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
-    return 4 * cv2.mean(distances, mask)[0] - 1
+    return 4 * cv2.mean(distances, mask)[0] - 2
 
 
 def even_stroke(glyph: Grey) -> Grey:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from handlers.recognizer import ModelError, Recognizer
+from training.robustness import markdown
 
 LIMITS = """\
 - One character a picture. Words, lines and printed text were not trained on.
@@ -87,6 +88,37 @@ def _figures(part: str, meta: dict[str, Any]) -> list[str]:
         f"Recall by class, in percent, lowest first: {', '.join(f'{c} {100 * r:.0f}' for c, r in recall)}.",
         "",
         f"Worst pairs: {pairs}.",
+        "",
+        *_coverage(metrics["alphabets"]),
+        *_pictures(metrics.get("pictures", [])),
+    ]
+
+
+def _coverage(alphabets: dict[str, Any]) -> list[str]:
+    """How many answers `--min-confidence` leaves, and how many of them are right."""
+    names = [name for name in ("alnum", "vin") if name in alphabets]
+    left = {name: {threshold: (share, accuracy) for threshold, share, accuracy in alphabets[name]["coverage"]} for name in names}
+    thresholds = sorted({threshold for name in names for threshold in left[name]})
+    cells = [[left[name].get(threshold, (0.0, 0.0)) for name in names] for threshold in thresholds]
+    return [
+        "What `--min-confidence` of the batch program leaves, and how much of that is right:",
+        "",
+        "| confidence at least |" + "".join(f" `{name}`: answers left | right |" for name in names),
+        "| ---: |" + " ---: | ---: |" * len(names),
+        *(f"| {t} |" + "".join(f" {100 * s:.1f} % | {100 * a:.2f} % |" for s, a in row) for t, row in zip(thresholds, cells, strict=True)),
+        "",
+    ]
+
+
+def _pictures(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    return [
+        "The same images as users' pictures, and under the corruptions of public benchmarks, in `alnum`; `ms` is decoding and",
+        "preparing a picture. The styles are in `training/degrade/`; copies of the training images in these styles, by other",
+        "seeds, are a part of what the model is trained on.",
+        "",
+        markdown(rows),
         "",
     ]
 

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from handlers.recognizer import ModelError, Recognizer
 from training import card
-from training.checkpoint import State, load_checkpoint, network_of, save_checkpoint
+from training.checkpoint import State, load_checkpoint, save_checkpoint
 from training.data import Splits
 from training.degrade.pool import degraded
-from training.evaluate import measure, table
-from training.export import ExportedModel, export
+from training.evaluate import evaluate, table
+from training.export import export
+from training.metrics import measure
 from training.models import count_multiply_adds, count_parameters
 from training.settings import Settings, SettingsError
 
@@ -192,13 +193,12 @@ def record(run: Run, state: State, logits: Sequence[Tensor], loss: float, images
 
 
 def finish(run: Run) -> None:
-    """Report the best checkpoint on the test images, once; export it and write its model card."""
+    """Report the best checkpoint on the test images, once; export it, with its figures, and write its model card."""
     checkpoint = load_checkpoint(run.folder / "best.pt")
-    model = ExportedModel(network_of(checkpoint), checkpoint["temperature"]).eval()
-    with torch.no_grad():
-        probabilities = torch.cat([model(batch) for batch in torch.split(run.splits.test.images, EVALUATION_BATCH)]).numpy()
-    checkpoint["metrics"]["test"] = measure(probabilities, run.splits.test.labels.numpy(), run.splits.test.classes)
+    exported = run.folder / "emnist.pt"
+    export(checkpoint, exported)  # what is reported is what is exported; then again, with the report in it
+    checkpoint["metrics"]["test"] = evaluate(Recognizer(exported), run.splits.test, run.settings.data.test_pictures)
     save_checkpoint(checkpoint, run.folder / "best.pt")
-    export(checkpoint, run.folder / "emnist.pt")
-    card.write(run.folder / "emnist.pt", run.folder / "README.md")
+    export(checkpoint, exported)
+    card.write(exported, run.folder / "README.md")
     print(table(checkpoint["metrics"]["test"]))

@@ -135,7 +135,10 @@ def test_the_training_image_trains_evaluates_and_exports(tmp_path, emnist_root):
     out.mkdir()
     out.chmod(0o777)
     tmp_path.chmod(0o755)
-    few = [f"--set={value}" for value in ("schedule.epochs=2", "schedule.batch_size=64", "data.train_split=balanced", "model.widths=[8,16,16]", "data.degraded_copies=0")]
+    few = [
+        f"--set={value}"
+        for value in ("schedule.epochs=2", "schedule.batch_size=64", "data.train_split=balanced", "model.widths=[8,16]", "data.degraded_copies=0")
+    ]
     few.append("--set=data.validation_fraction=0.1")
     volumes = ("-v", f"{data}:/data", "-v", f"{out}:/out")
     hardened = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--network", "none")

@@ -19,7 +19,7 @@ from training.settings import from_dict
 from training.train import Interrupted, learning_rate, train, train_step
 
 TINY = {
-    "data": {"train_split": "balanced", "validation_fraction": 0.1},
+    "data": {"train_split": "balanced", "validation_fraction": 0.1, "degraded_copies": 1, "test_pictures": 2},
     "model": {"stem": 8, "widths": [8, 16, 16], "dropout": 0.2},
     "schedule": {"epochs": 2, "batch_size": 64},
     "compile": "never",

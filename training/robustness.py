@@ -1,0 +1,135 @@
+"""How well a model reads pictures as users have them, and under the corruptions of public benchmarks: picture file to answer.
+
+Every picture takes the real path: it is written as a PNG, decoded and prepared by `handlers.preprocessing`, and read.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from handlers.labels import DEFAULT_ALPHABET
+from handlers.picture import Grey, InvalidImage, to_grey
+from handlers.preprocessing import read_image
+from handlers.recognizer import Recognizer
+from training.data import Images
+from training.degrade.corruptions import CORRUPTIONS
+from training.degrade.pictures import USERS
+from training.degrade.strokes import Picture
+from training.metrics import calibration_error
+
+GROUPS = {"users": USERS, "corruptions": CORRUPTIONS}
+SEED = 2026
+EVALUATION_BATCH = 500  # images
+COLUMNS = 12  # pictures a style on the contact sheet
+CELL = 48  # pixels a side of a picture on the sheet
+
+
+def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[dict[str, Any]]:
+    """Score `count` images of `data`, chosen by a fixed seed, in every style: a row a style, with its accuracy, ECE and time.
+
+    A picture that is refused as blank counts as read wrongly with confidence 0. `ms` is decoding and preparing, without the network.
+    """
+    chosen = np.sort(np.random.default_rng(SEED).permutation(len(data))[:count])
+    images, labels = data.images.numpy()[chosen], data.labels.numpy()[chosen]
+    fold = recognizer.fold(DEFAULT_ALPHABET)
+    truth = fold.matrix.argmax(axis=1)[labels]
+    rows = []
+    for group, styles in GROUPS.items():
+        for number, (name, style) in enumerate(styles.items()):
+            rng = np.random.default_rng([SEED, number])
+            files = [encode(style(image, rng)) for image in images]
+            started = time.perf_counter()
+            prepared, refused = prepare_all(files, recognizer.input_size)
+            seconds = time.perf_counter() - started
+            parts = np.array_split(prepared, math.ceil(len(prepared) / EVALUATION_BATCH))
+            probabilities = fold(np.concatenate([recognizer.probabilities(part) for part in parts]))
+            right = (probabilities.argmax(axis=1) == truth) & ~refused
+            accuracy = float(right.mean())
+            rows.append(
+                {
+                    "group": group,
+                    "style": name,
+                    "n": len(images),
+                    "accuracy": round(accuracy, 5),
+                    "standard_error": round(math.sqrt(accuracy * (1 - accuracy) / len(images)), 5),
+                    "ece": round(calibration_error(probabilities.max(axis=1) * ~refused, right), 5),
+                    "refused": round(float(refused.mean()), 5),
+                    "ms": round(1000 * seconds / len(images), 3),
+                }
+            )
+    return rows
+
+
+def encode(picture: Picture) -> bytes:
+    """A PNG of grey (H, W) or RGBA (H, W, 4)."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def prepare_all(files: Sequence[bytes], size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Pictures prepared, uint8 (N, size, size), and which of them were refused; these are black."""
+    prepared = np.zeros((len(files), size, size), np.uint8)
+    refused = np.zeros(len(files), np.bool_)
+    for index, file in enumerate(files):
+        try:
+            prepared[index] = read_image(file, size)
+        except InvalidImage:
+            refused[index] = True
+    return prepared, refused
+
+
+def mean_of(rows: Sequence[dict[str, Any]], group: str, field: str) -> float:
+    return float(np.mean([row[field] for row in rows if row["group"] == group]))
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, with the mean of each group."""
+    lines = ["| style | n | accuracy | standard error | ECE | refused | ms |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for group in GROUPS:
+        for row in (row for row in rows if row["group"] == group):
+            shares = f"{100 * row['accuracy']:.1f} % | {100 * row['standard_error']:.1f} | {100 * row['ece']:.1f} % | {100 * row['refused']:.1f} %"
+            lines.append(f"| {row['style']} | {row['n']:,} | {shares} | {row['ms']:.2f} |")
+        accuracy, ece, ms = (mean_of(rows, group, field) for field in ("accuracy", "ece", "ms"))
+        lines.append(f"| **mean of {group}** | | **{100 * accuracy:.1f} %** | | {100 * ece:.1f} % | | {ms:.2f} |")
+    return "\n".join(lines)
+
+
+def contact_sheet(recognizer: Recognizer, data: Images, out: Path) -> None:
+    """Draw every style as a row of pictures, each above what the network is given; what is read wrongly has a white bar below."""
+    chosen = np.random.default_rng(SEED).permutation(len(data))[:COLUMNS]
+    images, labels = data.images.numpy()[chosen], data.labels.numpy()[chosen]
+    fold = recognizer.fold(DEFAULT_ALPHABET)
+    truth = fold.matrix.argmax(axis=1)[labels]
+    rows = []
+    for styles in GROUPS.values():
+        for number, style in enumerate(styles.values()):
+            rng = np.random.default_rng([SEED, number])
+            pictures = [style(image, rng) for image in images]
+            prepared, refused = prepare_all([encode(picture) for picture in pictures], recognizer.input_size)
+            right = (fold(recognizer.probabilities(prepared)).argmax(axis=1) == truth) & ~refused
+            cells = [_cell(to_grey(Image.fromarray(p)), given, bool(good)) for p, given, good in zip(pictures, prepared, right, strict=True)]
+            rows.append(np.hstack(cells))
+    half = math.ceil(len(rows) / 2)
+    rows += [np.zeros_like(rows[0])] * (2 * half - len(rows))
+    Image.fromarray(np.hstack([np.vstack(rows[:half]), np.vstack(rows[half:])])).save(out, optimize=True)
+
+
+def _cell(picture: Grey, given: Grey, right: bool) -> Grey:
+    shrink = CELL / max(picture.shape)
+    shape = (max(1, round(picture.shape[1] * shrink)), max(1, round(picture.shape[0] * shrink)))
+    above = np.full((CELL, CELL), 110, np.uint8)
+    above[: shape[1], : shape[0]] = cv2.resize(picture, shape, interpolation=cv2.INTER_AREA if shrink < 1 else cv2.INTER_NEAREST)
+    below = cv2.resize(given, (CELL, CELL), interpolation=cv2.INTER_NEAREST)
+    bar = np.full((3, CELL), 90 if right else 255, np.uint8)
+    return np.asarray(cv2.copyMakeBorder(np.vstack([above, below, bar]), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=90), np.uint8)
