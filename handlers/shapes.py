@@ -34,8 +34,8 @@ def frame_of(mask: Mask) -> Mask:
     top, bottom, left, right = box_of(mask)
     inside = np.s_[top:bottom, left:right]
     sides = mark_lines(mask[inside], frame[inside], printed=True)
-    rest = extent(mask & ~frame)
-    return frame if sides >= 2 and max(rest) > 0.4 * max(bottom - top, right - left) else none
+    rest = max(extent(mask & ~frame)) / max(bottom - top, right - left)
+    return frame if (sides >= 2 and rest > 0.4) or (sides == 4 and rest == 0) else none
 
 
 def mark_lines(mask: Mask, frame: Mask, printed: bool = False) -> int:

@@ -22,12 +22,12 @@ from handlers.picture import Grey, InvalidImage, to_grey
 from handlers.preprocessing import read_image
 from handlers.recognizer import Recognizer
 from training.data import Images
-from training.degrade.corruptions import CORRUPTIONS
-from training.degrade.pictures import USERS
+from training.degrade.pictures import BLANK, USERS
+from training.degrade.severities import CORRUPTIONS
 from training.degrade.strokes import Picture
 from training.metrics import calibration_error
 
-GROUPS = {"users": USERS, "corruptions": CORRUPTIONS}
+GROUPS = {"users": USERS, "corruptions": CORRUPTIONS, "blank": BLANK}
 SEED = 2026
 EVALUATION_BATCH = 500  # images
 COLUMNS = 12  # pictures a style on the contact sheet
@@ -37,7 +37,8 @@ CELL = 48  # pixels a side of a picture on the sheet
 def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[dict[str, Any]]:
     """Score `count` images of `data`, chosen by a fixed seed, in every style: a row a style, with its accuracy, ECE and time.
 
-    A picture that is refused as blank counts as read wrongly with confidence 0. `ms` is decoding and preparing, without the network.
+    A picture that is refused as blank counts as read wrongly with confidence 0; where it is blank, to refuse it is what is right.
+    `ms` is decoding and preparing, without the network.
     """
     chosen = np.sort(np.random.default_rng(SEED).permutation(len(data))[:count])
     images, labels = data.images.numpy()[chosen], data.labels.numpy()[chosen]
@@ -53,7 +54,7 @@ def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[d
             seconds = time.perf_counter() - started
             parts = np.array_split(prepared, math.ceil(len(prepared) / EVALUATION_BATCH))
             probabilities = fold(np.concatenate([recognizer.probabilities(part) for part in parts]))
-            right = (probabilities.argmax(axis=1) == truth) & ~refused
+            right = refused if group == "blank" else (probabilities.argmax(axis=1) == truth) & ~refused
             accuracy = float(right.mean())
             rows.append(
                 {
@@ -117,7 +118,7 @@ def contact_sheet(recognizer: Recognizer, data: Images, out: Path) -> None:
             rng = np.random.default_rng([SEED, number])
             pictures = [style(image, rng) for image in images]
             prepared, refused = prepare_all([encode(picture) for picture in pictures], recognizer.input_size)
-            right = (fold(recognizer.probabilities(prepared)).argmax(axis=1) == truth) & ~refused
+            right = refused if styles is BLANK else (fold(recognizer.probabilities(prepared)).argmax(axis=1) == truth) & ~refused
             cells = [_cell(to_grey(Image.fromarray(p)), given, bool(good)) for p, given, good in zip(pictures, prepared, right, strict=True)]
             rows.append(np.hstack(cells))
     half = math.ceil(len(rows) / 2)

@@ -103,8 +103,8 @@ def test_nothing_but_specks_is_nothing():
 def test_hairlines_and_markers_are_brought_near_the_usual_width(drawn, expected):
     glyph = canvas(50, 50)
     glyph[:, 25 - drawn // 2 : 25 - drawn // 2 + drawn] = 255
-    assert stroke_width(glyph) == pytest.approx(drawn, abs=0.6)
-    assert stroke_width(even_stroke(glyph)) == pytest.approx(expected, abs=1.2)
+    assert stroke_width(glyph) == pytest.approx(drawn, rel=0.2)
+    assert stroke_width(even_stroke(glyph)) == pytest.approx(expected, rel=0.25)
 
 
 def test_a_whole_picture_keeps_its_place_and_has_the_full_range():

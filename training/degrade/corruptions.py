@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from training.degrade.pictures import Style, jpeg, salt_and_pepper, smooth_field
+from training.degrade.pictures import jpeg, salt_and_pepper, smooth_field
 from training.degrade.strokes import Picture, uint8
 
 Unit: TypeAlias = npt.NDArray[np.floating]  # (28, 28), 0 to 1
@@ -65,7 +65,7 @@ def glass_blur(glyph: Picture, rng: np.random.Generator, sigma: float = 0.7, rea
     return uint8(cv2.GaussianBlur(blurred, (0, 0), sigma))
 
 
-def _shuffled(glyph: Picture, rng: np.random.Generator, sigma: float, reach: float) -> Picture:
+def shuffled(glyph: Picture, rng: np.random.Generator, sigma: float, reach: float) -> Picture:
     """Glass, all pixels at once: each takes the value of a random neighbour."""
     size = glyph.shape[0]
     blurred = cv2.GaussianBlur(glyph, (0, 0), sigma)
@@ -268,82 +268,3 @@ def texture(glyph: Picture, rng: np.random.Generator) -> Picture:
     if abs(float(background.mean()) - 0.5) < 0.15:  # on middle grey the ink would not show
         background = background + math.copysign(0.25, float(background.mean()) - 0.5)
     return _grey(np.where(glyph >= 128, 1 - background, background))
-
-
-CORRUPTIONS: dict[str, Style] = {  # at MNIST-C's severities
-    "gaussian_noise": gaussian_noise,
-    "shot_noise": shot_noise,
-    "impulse_noise": impulse_noise,
-    "speckle_noise": speckle_noise,
-    "gaussian_blur": gaussian_blur,
-    "gaussian_blur_3": lambda g, r: gaussian_blur(g, r, 3),  # EMNIST-DA's
-    "glass_blur": glass_blur,
-    "defocus_blur": defocus_blur,
-    "motion_blur": motion_blur,
-    "zoom_blur": zoom_blur,
-    "fog": fog,
-    "frost": frost,
-    "snow": snow,
-    "spatter": spatter,
-    "contrast": contrast,
-    "brightness": brightness,
-    "saturate": saturate,
-    "jpeg_compression": jpeg_compression,
-    "pixelate": pixelate,
-    "quantize": quantize,
-    "shear": shear,
-    "rotate": rotate,
-    "scale": scale,
-    "translate": translate,
-    "line": line,
-    "dotted_line": dotted_line,
-    "zigzag": zigzag,
-    "inverse": inverse,
-    "stripe": stripe,
-    "canny_edges": canny_edges,
-    "patch": patch,
-    "texture": texture,
-}
-
-ANY_SEVERITY: dict[str, Style] = {  # for training: each family at a random severity, up to a little beyond the benchmarks'
-    "gaussian_noise": lambda g, r: gaussian_noise(g, r, r.uniform(0.05, 0.45)),
-    "shot_noise": lambda g, r: shot_noise(g, r, math.exp(r.uniform(math.log(2.5), math.log(60)))),
-    "impulse_noise": lambda g, r: impulse_noise(g, r, r.uniform(0.02, 0.28)),
-    "speckle_noise": lambda g, r: speckle_noise(g, r, r.uniform(0.1, 0.7)),
-    "gaussian_blur": lambda g, r: gaussian_blur(g, r, r.uniform(0.5, 3.3)),
-    "glass_blur": lambda g, r: _shuffled(g, r, r.uniform(0.5, 1.1), r.uniform(0.8, 2.4)),
-    "defocus_blur": lambda g, r: defocus_blur(g, r, int(r.integers(1, 5))),
-    "motion_blur": lambda g, r: motion_blur(g, r, 10, r.uniform(1.5, 6)),
-    "zoom_blur": lambda g, r: zoom_blur(g, r, r.uniform(1.1, 1.4)),
-    "fog": lambda g, r: fog(g, r, r.uniform(1, 3.3), r.uniform(1.2, 2.2)),
-    "frost": lambda g, r: frost(g, r, r.uniform(0.5, 1), r.uniform(0.3, 0.85)),
-    "snow": lambda g, r: snow(g, r, r.uniform(0.6, 0.95)),
-    "spatter": spatter,
-    "contrast": lambda g, r: contrast(g, r, r.uniform(0.06, 0.5)),
-    "brightness": lambda g, r: brightness(g, r, r.uniform(0.1, 0.6)),
-    "saturate": lambda g, r: saturate(g, r, r.uniform(1.5, 20), r.uniform(0, 0.3)),
-    "jpeg_compression": lambda g, r: jpeg(g, int(r.integers(5, 40))),
-    "pixelate": lambda g, r: pixelate(g, r, r.uniform(0.25, 0.6)),
-    "quantize": lambda g, r: quantize(g, r, int(r.integers(1, 4))),
-    "shear": lambda g, r: shear(g, r, r.uniform(0.1, 0.6)),
-    "rotate": lambda g, r: rotate(g, r, r.uniform(0.1, 0.55)),
-    "scale": lambda g, r: scale(g, r, r.uniform(0.45, 1.1)),
-    "translate": lambda g, r: translate(g, r, int(r.integers(1, 6))),
-    "line": line,
-    "dotted_line": dotted_line,
-    "zigzag": lambda g, r: zigzag(g, r, r.uniform(1.5, 3), r.uniform(1.5, 3)),
-    "stripe": lambda g, r: stripe(g, r, int(r.integers(5, 9))),
-    "canny_edges": canny_edges,
-    "patch": lambda g, r: patch(g, r, int(r.integers(4, 10))),
-    "texture": texture,
-    "texture_again": texture,  # the widest family counts twice
-}
-_ANY = list(ANY_SEVERITY.values())
-
-
-def corrupt(glyph: Picture, rng: np.random.Generator) -> Picture:
-    """One family at a random severity, sometimes two, of either polarity."""
-    picture = _ANY[int(rng.integers(len(_ANY)))](glyph, rng)
-    if rng.random() < 0.1:
-        picture = _ANY[int(rng.integers(len(_ANY)))](picture, rng)
-    return picture if rng.random() < 0.7 else 255 - picture

@@ -193,6 +193,27 @@ USERS: dict[str, Style] = {
 }
 
 
+def _empty(rng: np.random.Generator) -> Picture:
+    side = _side(rng)
+    return np.zeros((side, side), np.uint8)
+
+
+def _empty_box(rng: np.random.Generator) -> Picture:
+    picture = _empty(rng)
+    margin, width = (int(rng.uniform(0, 0.1) * len(picture)) for _ in range(2))
+    return uint8(cv2.rectangle(picture, (margin, margin), (len(picture) - 1 - margin,) * 2, 255, max(1, width)))
+
+
+BLANK: dict[str, Style] = {  # without any character, whatever the glyph
+    "white": lambda _, r: 255 - _empty(r),
+    "grain": lambda _, r: uint8(np.clip(235 + r.normal(0, r.uniform(1, 10), _empty(r).shape), 0, 255)),
+    "paper": lambda _, r: on_paper(_empty(r), r, (0, 60)),
+    "paper_in_shadow": lambda _, r: on_paper(_empty(r), r),
+    "specks": lambda _, r: salt_and_pepper(255 - _empty(r), r.uniform(0.001, 0.02), r),
+    "empty_box": lambda _, r: _either(_empty_box(r), r),
+}
+
+
 def scene(glyph: Picture, rng: np.random.Generator, neighbour: Picture | None = None) -> Picture:
     """A user's picture at random: any pen, place, box, paper, light, scan and noise, alone and together; grey uint8 (H, W)."""
     side = round(math.exp(rng.uniform(math.log(UNIT), math.log(240))))

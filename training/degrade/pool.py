@@ -1,6 +1,6 @@
 """Degraded copies of the training images, as the preprocessing hands them to the network: made once, kept on disk.
 
-A copy is a user's picture (`pictures.scene`) or a benchmark's corruption (`corruptions.corrupt`) of one image, gone through
+A copy is a user's picture (`pictures.scene`) or a benchmark's corruption (`severities.corrupt`) of one image, gone through
 `handlers.preprocessing.prepare`, so that the network learns what the preprocessing really leaves over.
 """
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from handlers import framing, picture, polarity, preprocessing, shapes
 from handlers.picture import InvalidImage
 from training.data import Images, cache_folder
-from training.degrade import corruptions, pictures, strokes
+from training.degrade import corruptions, pictures, severities, strokes
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def degraded(data: Images, copies: int, seed: int) -> torch.Tensor:
 
 def _key(data: Images, copies: int, seed: int) -> str:
     digest = hashlib.sha256(f"{data.fingerprint()} {copies} {seed} {SCENES}".encode())
-    for module in (picture, polarity, shapes, framing, preprocessing, strokes, pictures, corruptions):
+    for module in (picture, polarity, shapes, framing, preprocessing, strokes, pictures, corruptions, severities):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -65,7 +65,7 @@ def _degrade_chunk(images: npt.NDArray[np.uint8], seed: list[int]) -> npt.NDArra
 
 def degrade_one(image: npt.NDArray[np.uint8], rng: np.random.Generator, neighbour: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """One degraded and prepared copy, uint8 (28, 28); the image itself where the preprocessing finds no character any more."""
-    shown = pictures.scene(image, rng, neighbour) if rng.random() < SCENES else corruptions.corrupt(image, rng)
+    shown = pictures.scene(image, rng, neighbour) if rng.random() < SCENES else severities.corrupt(image, rng)
     try:
         return preprocessing.prepare(shown)
     except InvalidImage:

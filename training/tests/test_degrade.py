@@ -4,10 +4,10 @@ from PIL import Image
 
 from handlers.picture import to_grey
 from training import robustness
-from training.degrade import corruptions, pictures, pool
+from training.degrade import pictures, pool, severities
 from training.degrade.strokes import pen, skeleton
 
-STYLES = {**pictures.USERS, **corruptions.CORRUPTIONS, "scene": pictures.scene, "corrupt": corruptions.corrupt}
+STYLES = {**pictures.USERS, **pictures.BLANK, **severities.CORRUPTIONS, "scene": pictures.scene, "corrupt": severities.corrupt}
 
 
 @pytest.mark.parametrize("name", STYLES)
@@ -17,7 +17,7 @@ def test_a_style_gives_a_picture_and_is_a_function_of_its_generator(name, emnist
     assert one.dtype == np.uint8
     assert to_grey(Image.fromarray(one)).ndim == 2
     assert np.array_equal(one, again)
-    if name in corruptions.CORRUPTIONS:
+    if name in severities.CORRUPTIONS:
         assert one.shape == (28, 28)
     fixed = {"clean", "inverted", "inverse", "gaussian_blur", "gaussian_blur_3", "defocus_blur", "zoom_blur", "contrast", "brightness"}
     fixed |= {"saturate", "jpeg_compression", "pixelate", "quantize", "scale", "stripe", "canny_edges"}
@@ -66,7 +66,7 @@ def test_degraded_copies_are_kept_and_found_again(emnist, tmp_path, monkeypatch)
 
 def test_every_style_is_measured_and_shown(recognizer, emnist, tmp_path):
     rows = robustness.measure_pictures(recognizer, emnist, count=3)
-    assert [row["style"] for row in rows] == [*pictures.USERS, *corruptions.CORRUPTIONS]
+    assert [row["style"] for row in rows] == [*pictures.USERS, *severities.CORRUPTIONS, *pictures.BLANK]
     assert all(row["n"] == 3 and 0 <= row["accuracy"] <= 1 and row["ms"] > 0 for row in rows)
     assert "| **mean of users** |" in robustness.markdown(rows)
     robustness.contact_sheet(recognizer, emnist, tmp_path / "sheet.png")
