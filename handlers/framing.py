@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from handlers.picture import Grey, uint8
-from handlers.shapes import Mask, box_of, mark_lines
+from handlers.shapes import Mask, box_of, frame_of
 
 SIZE = 28  # pixels a side of what the network sees
+HAIRLINE = 1.25  # parts of 28; hardly any of EMNIST's strokes are thinner
 GLYPH_SIDE = 50  # pixels of the glyph's long side before the blur: its usual size in NIST's 128-pixel fields
 THINNEST, USUAL_THIN = 4.0, 5.5  # pixels, at that size: strokes thinner than the former, as 5 % of EMNIST's are, get the latter width
 THICKEST, USUAL_THICK = 12.0, 9.0  # likewise for thicker ones, 2 %
@@ -21,7 +22,7 @@ BORDER = 2  # pixels around the glyph's box, at that size
 
 def is_framed_as_emnist(light: Grey) -> bool:
     """Whether a light-on-dark picture looks as EMNIST's images do, at any size: square, black around a centred
-    character whose long side fills 18 to 27 of 28 parts, fully white somewhere, and without a frame."""
+    character whose long side fills 18 to 27 of 28 parts, fully white somewhere, without a frame and not drawn in hairlines."""
     height, width = light.shape
     if height != width or height < SIZE:
         return False
@@ -33,7 +34,10 @@ def is_framed_as_emnist(light: Grey) -> bool:
     top, bottom, left, right = box_of(mask)
     long_side = max(bottom - top, right - left) / unit
     off_centre = max(abs(top + bottom - height), abs(left + right - width)) / 2 / unit
-    return 18 <= long_side <= 27 and off_centre <= 2.5 and mark_lines(light > 127, np.zeros_like(mask)) < 2
+    if not (18 <= long_side <= 27 and off_centre <= 2.5) or frame_of(light > 127).any():
+        return False
+    twice = uint8(cv2.resize(light, (2 * SIZE, 2 * SIZE), interpolation=cv2.INTER_CUBIC if unit < 2 else cv2.INTER_AREA))
+    return stroke_width(twice) / 2 >= HAIRLINE
 
 
 def soften(ink: Grey, glyph: Mask, threshold: float, contrast: float) -> Grey:

@@ -26,19 +26,19 @@ def frame_of(mask: Mask) -> Mask:
     """
     none = np.zeros_like(mask)
     frame = none.copy()
-    if mark_lines(mask, frame) >= 2:
+    if _mark_lines(mask, frame) >= 2:
         return frame
     if not mask.any():
         return none
     frame[:] = False
     top, bottom, left, right = box_of(mask)
     inside = np.s_[top:bottom, left:right]
-    sides = mark_lines(mask[inside], frame[inside], printed=True)
+    sides = _mark_lines(mask[inside], frame[inside], printed=True)
     rest = max(extent(mask & ~frame)) / max(bottom - top, right - left)
     return frame if (sides >= 2 and rest > 0.4) or (sides == 4 and rest == 0) else none
 
 
-def mark_lines(mask: Mask, frame: Mask, printed: bool = False) -> int:
+def _mark_lines(mask: Mask, frame: Mask, printed: bool = False) -> int:
     """Mark in `frame` the lines of `mask` near its edges, and count the sides that have one; `printed`: straight to a pixel."""
     sides = 0
     for view, marked in ((mask, frame), (mask[::-1], frame[::-1]), (mask.T, frame.T), (mask.T[::-1], frame.T[::-1])):

@@ -176,7 +176,7 @@ def record(run: Run, state: State, logits: Sequence[Tensor], loss: float, images
     `logits` (N, C) are the averaged model's on each of `run.validation_images()`, the clean ones first.
     """
     labels = run.splits.validation.labels
-    losses = [float(F.cross_entropy(part, labels)) for part in logits]
+    losses = [float(F.cross_entropy(part / fit_temperature(part, labels), labels)) for part in logits]  # as it would be exported
     accuracies = [float((part.argmax(1) == labels).float().mean()) for part in logits]
     validation_loss = sum(losses) / len(losses)
     better = validation_loss < state.best

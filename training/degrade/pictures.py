@@ -217,7 +217,13 @@ BLANK: dict[str, Style] = {  # without any character, whatever the glyph
 def scene(glyph: Picture, rng: np.random.Generator, neighbour: Picture | None = None) -> Picture:
     """A user's picture at random: any pen, place, box, paper, light, scan and noise, alone and together; grey uint8 (H, W)."""
     side = round(math.exp(rng.uniform(math.log(UNIT), math.log(240))))
-    ink = pen(glyph, rng.uniform(0.8, 6.5)) if rng.random() < 0.3 else glyph
+    dice = rng.random()
+    ink = glyph
+    if dice < 0.33:
+        ink = pen(glyph, rng.uniform(0.8, 6.8))
+    elif dice < 0.38:
+        ink = USERS["thin_28"](glyph, rng)
+        ink = ink if ink[0, 0] == 0 else 255 - ink
     layout = rng.random()
     if layout < 0.3:
         ink = _enlarge(ink, side, rng.uniform(1, 4))
