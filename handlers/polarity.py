@@ -48,6 +48,8 @@ def _paper_is_light(light: Grey, sketch: Grey) -> bool:
         return _thin_parts(sketch, cv2.MORPH_TOPHAT) <= _thin_parts(sketch, cv2.MORPH_BLACKHAT)
     top, bottom, left, right = (side.depth for side in sides)
     inside = np.ascontiguousarray(light[top : light.shape[0] - bottom, left : light.shape[1] - right])
+    if inside.size == 0:  # a picture of a few pixels is all edge
+        inside = light
     longest = max(inside.shape)  # a picture without any tone's edge gives endless distances
     light_disc, dark_disc = (min(longest, cv2.distanceTransform(part, cv2.DIST_L2, 3).max()) + 0.5 for part in (inside, cv2.bitwise_not(inside)))
     return bool(math.log(light_disc / dark_disc) + sum(2 * side.after - 1 for side in sides) / len(sides) > 0)

@@ -50,6 +50,14 @@ class State:
         for name in ("step", "best", "seconds", "history"):
             setattr(self, name, kept[name])
 
+    def start_from(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the averaged weights of another run's network. Raises CheckpointError if it is another network."""
+        try:
+            for model in (self.model, self.average.module):
+                model.load_state_dict(checkpoint["weights"])
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights to start from are of another network: {str(error).splitlines()[0]}") from error
+
 
 def new_state(settings: Settings, classes: int, device: torch.device) -> State:
     model = make_model(settings.model, classes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -96,6 +96,7 @@ class Settings:
     schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
     distill: DistillSettings = dataclasses.field(default_factory=DistillSettings)
     augment: AugmentSettings = dataclasses.field(default_factory=AugmentSettings)
+    start: str = ""  # a checkpoint whose averaged weights are the first ones, to fine-tune; empty: random weights
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the processor multiplies in it
     compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: where a compiler is at hand

@@ -219,6 +219,15 @@ def test_flipped_bytes_never_raise_anything_else(paper_picture):
                 assert read_image(data.tobytes()).shape == (28, 28)
 
 
+def test_small_pictures_end_in_a_picture_or_a_code():
+    rng = np.random.default_rng(2)
+    for number in range(3000):
+        shape = rng.integers(1, 14, 2)
+        picture = rng.integers(0, 256, shape) if number % 2 else (rng.random(shape) < 0.3) * 255
+        with contextlib.suppress(InvalidImage):
+            assert prepare(picture.astype(np.uint8)).shape == (28, 28)
+
+
 @pytest.mark.parametrize("shape", [(2, 300), (300, 2), (1, 50), (5, 5), (28, 27), (4000, 3), (640, 480)])
 def test_odd_shapes_end_in_a_picture_or_a_code(shape):
     rng = np.random.default_rng(1)

@@ -216,15 +216,19 @@ BLANK: dict[str, Style] = {  # without any character, whatever the glyph
 
 def scene(glyph: Picture, rng: np.random.Generator, neighbour: Picture | None = None) -> Picture:
     """A user's picture at random: any pen, place, box, paper, light, scan and noise, alone and together; grey uint8 (H, W)."""
-    side = round(math.exp(rng.uniform(math.log(UNIT), math.log(240))))
+    return _worn(_toned(_laid_out(_drawn(glyph, rng), rng, neighbour), rng), rng)
+
+
+def _drawn(glyph: Picture, rng: np.random.Generator) -> Picture:
     dice = rng.random()
-    ink = glyph
     if dice < 0.33:
-        ink = pen(glyph, rng.uniform(0.8, 6.8))
-    elif dice < 0.38:
-        ink = USERS["thin_28"](glyph, rng)
-        ink = ink if ink[0, 0] == 0 else 255 - ink
-    layout = rng.random()
+        return pen(glyph, rng.uniform(0.8, 6.8))
+    return skeleton(uint8(glyph > 110)) * 255 if dice < 0.38 else glyph
+
+
+def _laid_out(ink: Picture, rng: np.random.Generator, neighbour: Picture | None) -> Picture:
+    """Light ink on black: alone, anywhere on a canvas, in a box, beside a neighbour, or cut to its edges; sometimes turned a little."""
+    side, layout = round(math.exp(rng.uniform(math.log(UNIT), math.log(240)))), rng.random()
     if layout < 0.3:
         ink = _enlarge(ink, side, rng.uniform(1, 4))
     elif layout < 0.5:
@@ -236,23 +240,27 @@ def scene(glyph: Picture, rng: np.random.Generator, neighbour: Picture | None = 
     else:
         ink = _cut(_enlarge(ink, max(side, 40)))
     if rng.random() < 0.15:
-        ink = cv2.warpAffine(ink, cv2.getRotationMatrix2D((ink.shape[1] / 2, ink.shape[0] / 2), rng.uniform(-4, 4), 1), ink.shape[::-1]).astype(
-            np.uint8
-        )
+        turn = cv2.getRotationMatrix2D((ink.shape[1] / 2, ink.shape[0] / 2), rng.uniform(-4, 4), 1)
+        ink = uint8(cv2.warpAffine(ink, turn, ink.shape[::-1]))
+    return ink
+
+
+def _toned(ink: Picture, rng: np.random.Generator) -> Picture:
+    """Photographed on paper, scanned to one bit, or in two tones of any contrast and polarity."""
     tone = rng.random()
     if tone < 0.3:
         picture = on_paper(ink, rng, (0, 200))
-        picture = picture if rng.random() < 0.9 else 255 - picture
-    elif tone < 0.45:
-        picture = one_bit(_either(ink, rng), rng)
-    else:
-        low, high = sorted(rng.uniform(0, 255, 2)) if rng.random() < 0.4 else (0, 255)
-        high = max(high, low + 20)
-        picture = _either(np.clip(low + ink.astype(np.float32) * ((high - low) / 255), 0, 255).astype(np.uint8), rng)
+        return picture if rng.random() < 0.9 else 255 - picture
+    if tone < 0.45:
+        return one_bit(_either(ink, rng), rng)
+    low, high = sorted(rng.uniform(0, 255, 2)) if rng.random() < 0.4 else (0, 255)
+    return _either(uint8(np.clip(low + ink.astype(np.float32) * (max(high - low, 20) / 255), 0, 255)), rng)
+
+
+def _worn(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Specks, grain and JPEG, each sometimes."""
     if rng.random() < 0.15:
         picture = salt_and_pepper(picture, rng.uniform(0.005, 0.06), rng)
     if rng.random() < 0.2:
-        picture = np.clip(picture + rng.normal(0, rng.uniform(1, 12), picture.shape), 0, 255).astype(np.uint8)
-    if rng.random() < 0.25:
-        picture = jpeg(picture, int(rng.integers(20, 80)))
-    return picture
+        picture = uint8(np.clip(picture + rng.normal(0, rng.uniform(1, 12), picture.shape), 0, 255))
+    return jpeg(picture, int(rng.integers(20, 80))) if rng.random() < 0.25 else picture

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from handlers.recognizer import Recognizer
 from training import train as train_module
-from training.checkpoint import load_checkpoint, new_state
+from training.checkpoint import CheckpointError, load_checkpoint, new_state
 from training.data import load_splits
 from training.run import Run, fit_temperature
 from training.settings import from_dict
@@ -158,3 +158,18 @@ def test_the_temperature_undoes_overconfidence():
     labels = torch.distributions.Categorical(logits=logits).sample()
     assert fit_temperature(logits * 2, labels) == pytest.approx(2, abs=0.1)
     assert F.cross_entropy(logits, labels) <= F.cross_entropy(logits * 2, labels)
+
+
+def test_a_run_can_start_from_another_ones_weights(tiny_run, tmp_path):
+    train(tiny_run)
+    first = load_checkpoint(tmp_path / "last.pt")
+    tuned = replace(tiny_run.settings, start=str(tmp_path / "last.pt"), optimizer=replace(tiny_run.settings.optimizer, lr=1e-12))
+    run = replace(tiny_run, settings=tuned, folder=tmp_path / "tuned")
+    run.folder.mkdir()
+    train(run)
+    weights = load_checkpoint(run.folder / "last.pt")["weights"]
+    assert all(torch.allclose(weights[name], value, atol=1e-4) for name, value in first["weights"].items() if "weight" in name)
+
+    other = replace(tuned, model=replace(tuned.model, widths=(8, 16, 24)))
+    with pytest.raises(CheckpointError, match="another network"):
+        train(replace(run, settings=other))
