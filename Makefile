@@ -56,7 +56,7 @@ train: $(TRAIN_ENV)/ready ## train RECIPE into runs/NAME; EMNIST_ROOT: the folde
 
 evaluate: $(VENV)/ready ## score MODEL on the test images, as they are and in every style of users' pictures; needs EMNIST_ROOT
 	@mkdir -p build
-	@EMNIST_ROOT=$(EMNIST_ROOT) $(PY) -m training.evaluate $(MODEL) --sheet build/contact-sheet.png
+	@EMNIST_ROOT=$(EMNIST_ROOT) $(PY) -m training.evaluate $(MODEL) --sheets build
 
 compare: $(COMPARE_VENV)/ready ## MODEL beside Tesseract (from the system) and RapidOCR, on the same pictures; needs EMNIST_ROOT
 	@EMNIST_ROOT=$(EMNIST_ROOT) $(COMPARE_VENV)/bin/python -m training.compare --model $(MODEL)

@@ -1,11 +1,16 @@
 """Any picture of one character -> uint8 (28, 28), upright, light ink on black, framed as EMNIST frames its images.
 
-    picture bytes ─ decode ─ grey ─ shrink ─ light ink ─┬─ framed as EMNIST already? ──────────────────────► resize
-                                                        └─ level ─ threshold ─ drop frame, specks ─ frame as EMNIST ─►
+    bytes ─ decode ─ shrink ─ light ink ─┬─ framed as EMNIST already? ─────────────────────────────────► resize
+            picture.py       polarity.py ├─ level ─ threshold ─ drop box, specks ─ even stroke ─ frame as EMNIST
+                                         │                      shapes.py          framing.py
+                                         └─ where no threshold finds the ink: the whole picture, levelled ─► resize
 
-The last step follows section II-A of Cohen et al. 2017, "EMNIST: an extension of MNIST to handwritten letters". OpenCV
-does the image processing: it is the fastest here (a 300-pixel picture in under 3 ms) and, of the libraries that have
-connected components and distance transforms, the lightest to import. Pillow decodes: it knows the formats, EXIF and alpha.
+What is in doubt is handed on whole, for the network can read through noise, fog and lines, and cannot read what was cut
+away; it is trained on what comes out here. The framing follows section II-A of Cohen et al. 2017, "EMNIST: an extension of
+MNIST to handwritten letters".
+
+OpenCV does the image processing: it has connected components, distance transforms and morphology, is the fastest here, and
+imports in 0.1 s (its wheel: 153 MB). scikit-image with SciPy takes 175 MB and 1.0 s.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def one_picture(recognizer: Recognizer) -> None:
     net_in_batch = milliseconds(lambda: recognizer.probabilities(batch), SINGLE_CALLS // CHUNK) / CHUNK
     print(f"network alone, one picture           {net:8.3f} ms")
     print(f"network alone, a picture of {CHUNK:3d}      {net_in_batch:8.3f} ms")
-    for name, data in (("28-pixel PNG", SAMPLE.read_bytes()), ("300-pixel photo", photo(300))):
+    for name, data in (("28-pixel PNG", SAMPLE.read_bytes()), ("400-pixel photo", photo(400))):
         decoded = milliseconds(partial(decode, data))
         prepared = milliseconds(partial(read_image, data))
         whole = milliseconds(partial(answer_rows, recognizer, [{"body": data}]))

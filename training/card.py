@@ -18,11 +18,15 @@ from training.robustness import markdown
 
 LIMITS = """\
 - One character a picture. Words, lines and printed text were not trained on.
-- Some characters cannot be told apart alone: 0 and O, 1 and I and L, 9 and g and q, 5 and S, 2 and Z, F and f. They make
-  most of the errors; alternatives come with each answer, and an alphabet that holds one of the two settles the case.
+- Some characters cannot be told apart alone: 0 and O, 1 and I and L (which in EMNIST also holds l), 9 and g and q, 5 and S, 2
+  and Z, F and f. They make most of the errors, and they are what limits every figure above: a second network, trained alike
+  with another seed, makes the same ones. Alternatives come with each answer, and an alphabet that holds one of the two settles
+  the case.
 - The writers are those of NIST Special Database 19: employees of the US Census Bureau and high-school pupils, in the 1990s.
   Other hands, other alphabets and accents (É, ß, Ø) are outside.
-- Confidence is calibrated on images like EMNIST's; on pictures that are worse it tends to be too high.
+- Confidence is calibrated on images like EMNIST's; how far it holds on worse pictures is in the column ECE above.
+- A box that touches or cuts the character, with lines as wide as its strokes, is not always told from it. Nor is ink always told
+  from paper where a hard shadow is darker than the ink beside it.
 - Not for decisions about people without someone who looks at the pictures of low confidence."""
 
 
@@ -39,6 +43,9 @@ def card(recognizer: Recognizer) -> str:
             f"uint8 (B, {meta['input_size']}, {meta['input_size']}), light on black, in; calibrated class probabilities (B, C) out.",
             "",
             "## Figures",
+            "",
+            "`errors.png`: the errors that it is surest of, each with its label and what it was read as. `contact-sheet.png`: twelve test",
+            "images in every style, each above what the preprocessing gives the network; a white bar marks what is then read wrongly.",
             "",
             *(line for part in ("test", "validation") if part in meta["metrics"] for line in _figures(part, meta)),
             "## Data",

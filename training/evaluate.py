@@ -1,6 +1,6 @@
 """How well a model reads the test images, and these as users' pictures and under corruptions.
 
-python -m training.evaluate MODEL.pt --emnist-root DIR [--split balanced] [--pictures 500] [--sheet FILE.png]
+python -m training.evaluate MODEL.pt --emnist-root DIR [--split balanced] [--pictures 500] [--sheets DIR]
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from handlers.recognizer import ModelError, Recognizer
 from training.data import CLASSES, DataError, Images, load_emnist
 from training.metrics import measure
-from training.robustness import EVALUATION_BATCH, contact_sheet, markdown, measure_pictures
+from training.robustness import markdown, measure_pictures, probabilities_of
+from training.sheets import contact_sheet, error_sheet
 
 PICTURES = 500  # images a style
 
@@ -28,9 +27,7 @@ def evaluate(recognizer: Recognizer, data: Images, pictures: int) -> dict[str, A
     """Score `data`, whose classes must be the model's, as it is, and `pictures` images of it in every style (0: none)."""
     if recognizer.classes != data.classes:
         raise DataError(f"the model knows {''.join(recognizer.classes)}, the data {''.join(data.classes)}")
-    images = data.images.numpy()
-    parts = [recognizer.probabilities(images[i : i + EVALUATION_BATCH]) for i in range(0, len(images), EVALUATION_BATCH)]
-    result = measure(np.concatenate(parts), data.labels.numpy(), data.classes)
+    result = measure(probabilities_of(recognizer, data.images.numpy()), data.labels.numpy(), data.classes)
     return result | ({"pictures": measure_pictures(recognizer, data, pictures)} if pictures else {})
 
 
@@ -54,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, help="images in every style of users' pictures and corruptions; default: %(default)s"
     )
-    parser.add_argument("--sheet", type=Path, help="draw a contact sheet of the styles, and of what the network is given, into this PNG")
+    parser.add_argument("--sheets", type=Path, help="folder for contact-sheet.png, what the network is given in every style, and errors.png")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -63,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         recognizer, data = Recognizer(arguments.model), load_emnist(Path(arguments.emnist_root), arguments.split, "test")
         result = evaluate(recognizer, data, arguments.pictures)
-        if arguments.sheet:
-            contact_sheet(recognizer, data, arguments.sheet)
+        if arguments.sheets:
+            contact_sheet(recognizer, data, arguments.sheets / "contact-sheet.png")
+            error_sheet(recognizer, data, arguments.sheets / "errors.png")
     except (DataError, ModelError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1

@@ -9,16 +9,14 @@ import io
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from handlers.labels import DEFAULT_ALPHABET
-from handlers.picture import Grey, InvalidImage, to_grey
+from handlers.picture import InvalidImage
 from handlers.preprocessing import read_image
 from handlers.recognizer import Recognizer
 from training.data import Images
@@ -30,8 +28,6 @@ from training.metrics import calibration_error
 GROUPS = {"users": USERS, "corruptions": CORRUPTIONS, "blank": BLANK}
 SEED = 2026
 EVALUATION_BATCH = 500  # images
-COLUMNS = 12  # pictures a style on the contact sheet
-CELL = 48  # pixels a side of a picture on the sheet
 
 
 def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[dict[str, Any]]:
@@ -52,8 +48,7 @@ def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[d
             started = time.perf_counter()
             prepared, refused = prepare_all(files, recognizer.input_size)
             seconds = time.perf_counter() - started
-            parts = np.array_split(prepared, math.ceil(len(prepared) / EVALUATION_BATCH))
-            probabilities = fold(np.concatenate([recognizer.probabilities(part) for part in parts]))
+            probabilities = fold(probabilities_of(recognizer, prepared))
             right = refused if group == "blank" else (probabilities.argmax(axis=1) == truth) & ~refused
             accuracy = float(right.mean())
             rows.append(
@@ -69,6 +64,12 @@ def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[d
                 }
             )
     return rows
+
+
+def probabilities_of(recognizer: Recognizer, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Class probabilities (N, C) of any number of prepared images (N, S, S)."""
+    parts = [recognizer.probabilities(images[start : start + EVALUATION_BATCH]) for start in range(0, len(images), EVALUATION_BATCH)]
+    return np.concatenate(parts)
 
 
 def encode(picture: Picture) -> bytes:
@@ -104,33 +105,3 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         accuracy, ece, ms = (mean_of(rows, group, field) for field in ("accuracy", "ece", "ms"))
         lines.append(f"| **mean of {group}** | | **{100 * accuracy:.1f} %** | | {100 * ece:.1f} % | | {ms:.2f} |")
     return "\n".join(lines)
-
-
-def contact_sheet(recognizer: Recognizer, data: Images, out: Path) -> None:
-    """Draw every style as a row of pictures, each above what the network is given; what is read wrongly has a white bar below."""
-    chosen = np.random.default_rng(SEED).permutation(len(data))[:COLUMNS]
-    images, labels = data.images.numpy()[chosen], data.labels.numpy()[chosen]
-    fold = recognizer.fold(DEFAULT_ALPHABET)
-    truth = fold.matrix.argmax(axis=1)[labels]
-    rows = []
-    for styles in GROUPS.values():
-        for number, style in enumerate(styles.values()):
-            rng = np.random.default_rng([SEED, number])
-            pictures = [style(image, rng) for image in images]
-            prepared, refused = prepare_all([encode(picture) for picture in pictures], recognizer.input_size)
-            right = refused if styles is BLANK else (fold(recognizer.probabilities(prepared)).argmax(axis=1) == truth) & ~refused
-            cells = [_cell(to_grey(Image.fromarray(p)), given, bool(good)) for p, given, good in zip(pictures, prepared, right, strict=True)]
-            rows.append(np.hstack(cells))
-    half = math.ceil(len(rows) / 2)
-    rows += [np.zeros_like(rows[0])] * (2 * half - len(rows))
-    Image.fromarray(np.hstack([np.vstack(rows[:half]), np.vstack(rows[half:])])).save(out, optimize=True)
-
-
-def _cell(picture: Grey, given: Grey, right: bool) -> Grey:
-    shrink = CELL / max(picture.shape)
-    shape = (max(1, round(picture.shape[1] * shrink)), max(1, round(picture.shape[0] * shrink)))
-    above = np.full((CELL, CELL), 110, np.uint8)
-    above[: shape[1], : shape[0]] = cv2.resize(picture, shape, interpolation=cv2.INTER_AREA if shrink < 1 else cv2.INTER_NEAREST)
-    below = cv2.resize(given, (CELL, CELL), interpolation=cv2.INTER_NEAREST)
-    bar = np.full((3, CELL), 90 if right else 255, np.uint8)
-    return np.asarray(cv2.copyMakeBorder(np.vstack([above, below, bar]), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=90), np.uint8)

@@ -29,6 +29,7 @@ from training.export import export
 from training.metrics import measure
 from training.models import count_multiply_adds, count_parameters
 from training.settings import Settings, SettingsError
+from training.sheets import contact_sheet, error_sheet
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def record(run: Run, state: State, logits: Sequence[Tensor], loss: float, images
 
 
 def finish(run: Run) -> None:
-    """Report the best checkpoint on the test images, once; export it, with its figures, and write its model card."""
+    """Report the best checkpoint on the test images, once; export it, with its figures, and write its model card with its two sheets."""
     checkpoint = load_checkpoint(run.folder / "best.pt")
     exported = run.folder / "emnist.pt"
     export(checkpoint, exported)  # what is reported is what is exported; then again, with the report in it
@@ -201,4 +202,7 @@ def finish(run: Run) -> None:
     save_checkpoint(checkpoint, run.folder / "best.pt")
     export(checkpoint, exported)
     card.write(exported, run.folder / "README.md")
+    recognizer = Recognizer(exported)
+    contact_sheet(recognizer, run.splits.test, run.folder / "contact-sheet.png")
+    error_sheet(recognizer, run.splits.test, run.folder / "errors.png")
     print(table(checkpoint["metrics"]["test"]))

@@ -62,7 +62,7 @@ class ScheduleSettings:
     epochs: Positive = 16.0  # one epoch is as many images as the training part has
     batch_size: Annotated[int, Field(ge=2)] = 256
     warmup: Share = 0.15  # share of the steps in which lr rises linearly; then it falls as a half cosine
-    fade: Share = 0.25  # share of the steps, at the end, over which augmentation fades out: it hides what tells L from 1 or O from 0
+    fade: Share = 0.04  # share of the steps, at the end, over which augmentation fades out, for it hides fine differences; longer overfits
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay a step of the averaged weights, which are validated and exported
 

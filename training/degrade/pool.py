@@ -35,10 +35,11 @@ def degraded(data: Images, copies: int, seed: int) -> torch.Tensor:
     path = cache_folder() / f"degraded-{_key(data, copies, seed)}.npy"
     if not path.is_file():
         log.info("making %d x %d degraded copies in %s, once", copies, len(data), path)
+        made = _make(data.images.numpy(), copies, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         with part.open("wb") as file:
-            np.save(file, _make(data.images.numpy(), copies, seed))
+            np.save(file, made)
         part.replace(path)
     return torch.from_numpy(np.load(path))
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from handlers.picture import to_grey
-from training import robustness
+from training import robustness, sheets
 from training.degrade import pictures, pool, severities
 from training.degrade.strokes import pen, skeleton
 
@@ -69,9 +69,12 @@ def test_every_style_is_measured_and_shown(recognizer, emnist, tmp_path):
     assert [row["style"] for row in rows] == [*pictures.USERS, *severities.CORRUPTIONS, *pictures.BLANK]
     assert all(row["n"] == 3 and 0 <= row["accuracy"] <= 1 and row["ms"] > 0 for row in rows)
     assert "| **mean of users** |" in robustness.markdown(rows)
-    robustness.contact_sheet(recognizer, emnist, tmp_path / "sheet.png")
+    sheets.contact_sheet(recognizer, emnist, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width == 2 * robustness.COLUMNS * (robustness.CELL + 2)
+        assert sheet.width == 2 * sheets.COLUMNS * (sheets.CELL + 2)
+    sheets.error_sheet(recognizer, emnist, tmp_path / "errors.png")
+    with Image.open(tmp_path / "errors.png") as sheet:
+        assert sheet.width == sheets.COLUMNS * sheets.CELL
 
 
 def test_a_refused_picture_counts_as_wrong(recognizer, emnist, monkeypatch):

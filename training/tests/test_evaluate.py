@@ -6,7 +6,7 @@ import pytest
 from handlers.labels import BY_MERGE
 from training import card, evaluate
 from training.evaluate import table
-from training.metrics import calibration_error, measure
+from training.metrics import calibration_error, coverage, measure
 
 
 def one_hot(labels, classes=47):
@@ -72,3 +72,12 @@ def test_the_command_refuses_with_one_line(model_path, emnist_root, capsys, tmp_
     assert evaluate.main([str(tmp_path / "no.pt"), "--emnist-root", str(emnist_root)]) == 1
     assert evaluate.main([str(model_path), "--emnist-root", str(tmp_path)]) == 1
     assert all(line.startswith("evaluate: ") for line in capsys.readouterr().err.splitlines())
+
+
+def test_coverage_counts_what_a_threshold_leaves():
+    confidence = np.array([0.4, 0.6, 0.85, 0.96, 0.999])
+    right = np.array([False, False, True, True, True])
+    rows = {threshold: (share, accuracy) for threshold, share, accuracy in coverage(confidence, right)}
+    assert rows[0.5] == (0.8, 0.75)
+    assert rows[0.8] == (0.6, 1.0)
+    assert rows[0.99] == (0.2, 1.0)

@@ -33,6 +33,7 @@ def test_counting_leaves_the_mode_alone():
 def test_no_augmentation_is_the_identity(emnist):
     images = emnist.images[:32].unsqueeze(1).float() / 255
     assert torch.allclose(augment(images, STILL), images, atol=1e-5)
+    assert torch.equal(augment(images, AugmentSettings(), strength=0), images)
 
 
 @pytest.mark.parametrize("field", ["rotation", "shear", "scale", "shift", "elastic", "stroke", "blur"])

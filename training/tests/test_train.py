@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from handlers.labels import BY_MERGE, VIN
 from handlers.recognizer import Recognizer
 from training import train as train_module
 from training.checkpoint import CheckpointError, load_checkpoint, new_state
 from training.data import load_splits
 from training.run import Run, fit_temperature
-from training.settings import from_dict
+from training.settings import SettingsError, from_dict
 from training.train import Interrupted, learning_rate, train, train_step
 
 TINY = {
@@ -90,7 +91,16 @@ def test_the_command_trains_evaluates_and_exports(tmp_path, emnist_root):
     done = run_command(tmp_path, "--name", "tiny", "--emnist-root", str(emnist_root), *OVERRIDES, "--set=compile=never")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "tiny"
-    assert {p.name for p in folder.iterdir()} == {"settings.yaml", "metrics.jsonl", "last.pt", "best.pt", "emnist.pt", "README.md"}
+    assert {p.name for p in folder.iterdir()} == {
+        "settings.yaml",
+        "metrics.jsonl",
+        "last.pt",
+        "best.pt",
+        "emnist.pt",
+        "README.md",
+        "contact-sheet.png",
+        "errors.png",
+    }
     assert "0 removed: again in validation or test" in done.stderr
     assert "alnum" in done.stdout
     recognizer = Recognizer(folder / "emnist.pt")
@@ -173,3 +183,38 @@ def test_a_run_can_start_from_another_ones_weights(tiny_run, tmp_path):
     other = replace(tuned, model=replace(tuned.model, widths=(8, 16, 24)))
     with pytest.raises(CheckpointError, match="another network"):
         train(replace(run, settings=other))
+
+
+def test_soft_labels_mix_the_teachers_and_the_label(tiny_run, untrained):
+    teacher = untrained(BY_MERGE)
+    settings = replace(tiny_run.settings, distill=replace(tiny_run.settings.distill, teachers=(str(teacher), str(teacher)), weight=0.75))
+    run = replace(tiny_run, settings=settings)
+    soft = run.soft_labels().float()
+    labels = run.splits.train.labels
+    assert torch.allclose(soft.sum(1), torch.ones(len(labels)), atol=0.02)
+    taught = torch.from_numpy(Recognizer(teacher).probabilities(run.splits.train.images.numpy()))
+    expected = 0.75 * taught + 0.25 * F.one_hot(labels, 47)
+    assert torch.allclose(soft, expected, atol=2e-3)
+
+    vin = replace(settings, distill=replace(settings.distill, teachers=(str(untrained(VIN)),)))
+    with pytest.raises(SettingsError, match=r"distill\.teachers: .* knows"):
+        replace(run, settings=vin).soft_labels()
+
+
+def test_a_share_of_the_batch_is_degraded(emnist):
+    images = emnist.images[:200]
+    copies = torch.stack([torch.full_like(images, 7), torch.full_like(images, 9)])
+    torch.manual_seed(0)
+    picked = train_module.pick(images, copies, torch.arange(200), 0.5)
+    kinds = [int((picked == value).all(dim=(1, 2)).sum()) for value in (7, 9)]
+    assert min(kinds) > 30
+    assert max(kinds) < 70
+    same = (picked == images).all(dim=2).all(dim=1)
+    assert int(same.sum()) == 200 - sum(kinds)
+    assert torch.equal(train_module.pick(images, copies[:0], torch.arange(200), 0.5), images)
+
+
+def test_augmentation_fades_out_at_the_end():
+    schedule = from_dict({"schedule": {"fade": 0.2}}).schedule
+    strengths = [train_module.augment_strength(schedule, step, 100) for step in (0, 79, 90, 99)]
+    assert strengths == pytest.approx([1, 1, 0.5, 0.05])
