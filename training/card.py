@@ -19,9 +19,8 @@ from training.robustness import markdown
 LIMITS = """\
 - One character a picture. Words, lines and printed text were not trained on.
 - Some characters cannot be told apart alone: 0 and O, 1 and I and L (which in EMNIST also holds l), 9 and g and q, 5 and S, 2
-  and Z, F and f. They make most of the errors, and they are what limits every figure above: a second network, trained alike
-  with another seed, makes the same ones. Alternatives come with each answer, and an alphabet that holds one of the two settles
-  the case.
+  and Z, F and f. They make most of the errors, and limit every figure above. Alternatives come with each answer, and an
+  alphabet that holds one of the two settles the case.
 - The writers are those of NIST Special Database 19: employees of the US Census Bureau and high-school pupils, in the 1990s.
   Other hands, other alphabets and accents (É, ß, Ø) are outside.
 - Confidence is calibrated on images like EMNIST's; how far it holds on worse pictures is in the column ECE above.

@@ -1,6 +1,6 @@
 """How well a model reads the test images, and these as users' pictures and under corruptions.
 
-python -m training.evaluate MODEL.pt --emnist-root DIR [--split balanced] [--pictures 500] [--sheets DIR]
+python -m training.evaluate MODEL.pt --emnist-root DIR [--split balanced] [--pictures 1000] [--sheets DIR]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training.metrics import measure
 from training.robustness import markdown, measure_pictures, probabilities_of
 from training.sheets import contact_sheet, error_sheet
 
-PICTURES = 500  # images a style
+PICTURES = 1000  # images a style
 
 
 def evaluate(recognizer: Recognizer, data: Images, pictures: int) -> dict[str, Any]:

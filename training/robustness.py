@@ -58,7 +58,7 @@ def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[d
                     "n": len(images),
                     "accuracy": round(accuracy, 5),
                     "standard_error": round(math.sqrt(accuracy * (1 - accuracy) / len(images)), 5),
-                    "ece": round(calibration_error(probabilities.max(axis=1) * ~refused, right), 5),
+                    "ece": 0.0 if group == "blank" else round(calibration_error(probabilities.max(axis=1) * ~refused, right), 5),
                     "refused": round(float(refused.mean()), 5),
                     "ms": round(1000 * seconds / len(images), 3),
                 }
@@ -100,8 +100,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| style | n | accuracy | standard error | ECE | refused | ms |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for group in GROUPS:
         for row in (row for row in rows if row["group"] == group):
-            shares = f"{100 * row['accuracy']:.1f} % | {100 * row['standard_error']:.1f} | {100 * row['ece']:.1f} % | {100 * row['refused']:.1f} %"
+            ece = "" if group == "blank" else f"{100 * row['ece']:.1f} %"
+            shares = f"{100 * row['accuracy']:.1f} % | {100 * row['standard_error']:.1f} | {ece} | {100 * row['refused']:.1f} %"
             lines.append(f"| {row['style']} | {row['n']:,} | {shares} | {row['ms']:.2f} |")
-        accuracy, ece, ms = (mean_of(rows, group, field) for field in ("accuracy", "ece", "ms"))
-        lines.append(f"| **mean of {group}** | | **{100 * accuracy:.1f} %** | | {100 * ece:.1f} % | | {ms:.2f} |")
+        accuracy, mean_ece, ms = (mean_of(rows, group, field) for field in ("accuracy", "ece", "ms"))
+        calibration = "" if group == "blank" else f"{100 * mean_ece:.1f} %"
+        lines.append(f"| **mean of {group}** | | **{100 * accuracy:.1f} %** | | {calibration} | | {ms:.2f} |")
     return "\n".join(lines)

@@ -58,7 +58,7 @@ def error_sheet(recognizer: Recognizer, data: Images, out: Path) -> None:
     probabilities = fold(probabilities_of(recognizer, data.images.numpy()))
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != truth)
     worst = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:ERRORS]
-    cells = [_labelled(data.images[i].numpy(), f"{fold.characters[truth[i]]} {fold.characters[probabilities[i].argmax()]}") for i in worst]
+    cells = [_labelled(data.images[i].numpy(), f"{fold.characters[truth[i]]}>{fold.characters[probabilities[i].argmax()]}") for i in worst]
     cells += [np.zeros((CELL + 18, CELL), np.uint8)] * (-len(cells) % COLUMNS or COLUMNS * (not cells))
     rows = [np.hstack(cells[start : start + COLUMNS]) for start in range(0, len(cells), COLUMNS)]
     Image.fromarray(np.vstack(rows)).save(out, optimize=True)

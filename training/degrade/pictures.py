@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from training.degrade.strokes import UNIT, Picture, pen, skeleton, uint8
+from training.degrade.strokes import UNIT, Picture, hairline, pen, uint8
 
 Field: TypeAlias = npt.NDArray[np.float32]  # (H, W), 0 to 1
 Style: TypeAlias = Callable[[Picture, np.random.Generator], Picture]
@@ -185,7 +185,7 @@ USERS: dict[str, Style] = {
     "noise": lambda g, r: salt_and_pepper(_either(_enlarge(g, int(r.choice([UNIT, _side(r)]))), r), r.uniform(0.02, 0.05), r),
     "one_bit": lambda g, r: one_bit(_either(_enlarge(g, int(r.choice([UNIT, _side(r)]))), r), r),
     "thin_pen": lambda g, r: _either(_enlarge(pen(g, 1), _side(r)), r),
-    "thin_28": lambda g, r: _either(skeleton((g > 110).astype(np.uint8)) * 255, r),
+    "thin_28": lambda g, r: _either(hairline(g), r),
     "marker": lambda g, r: _either(_enlarge(np.pad(pen(g, 6), 12), _side(r)), r),
     "small_or_corner": lambda g, r: _either(_place(g, _side(r), r.uniform(0.15, 0.9), r, corner=True), r),
     "canvas_alpha": lambda g, r: transparent(_place(pen(g, r.uniform(1, 4)), 280, r.uniform(0.3, 0.9), r, corner=False), r),
@@ -223,7 +223,7 @@ def _drawn(glyph: Picture, rng: np.random.Generator) -> Picture:
     dice = rng.random()
     if dice < 0.33:
         return pen(glyph, rng.uniform(0.8, 6.8))
-    return skeleton(uint8(glyph > 110)) * 255 if dice < 0.38 else glyph
+    return hairline(glyph) if dice < 0.38 else glyph
 
 
 def _laid_out(ink: Picture, rng: np.random.Generator, neighbour: Picture | None) -> Picture:

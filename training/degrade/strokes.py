@@ -49,10 +49,21 @@ def skeleton(mask: Picture) -> Picture:
             return ink[1:-1, 1:-1]
 
 
+def _centre_lines(glyph: Picture) -> Picture:
+    """Of uint8 (28, 28), at FINE times the size: 0 or 1, (112, 112). At 28 pixels, thinning would lose diagonal strokes."""
+    large = cv2.resize(glyph, None, fx=FINE, fy=FINE, interpolation=cv2.INTER_CUBIC)
+    return skeleton((large > 110).astype(np.uint8))
+
+
+def hairline(glyph: Picture) -> Picture:
+    """The glyph in lines of 1 to 2 pixels, without grey: 0 or 255, (28, 28)."""
+    blocks = _centre_lines(glyph).reshape(UNIT, FINE, UNIT, FINE)
+    return uint8(255 * blocks.max(axis=(1, 3)))
+
+
 def pen(glyph: Picture, width: float) -> Picture:
     """The glyph drawn anew with a round pen of `width` pixels at 28: uint8 (112, 112)."""
-    large = cv2.resize(glyph, None, fx=FINE, fy=FINE, interpolation=cv2.INTER_CUBIC)
-    line = skeleton((large > 110).astype(np.uint8))
+    line = _centre_lines(glyph)
     across = max(1, round(width * FINE))
     drawn = cv2.dilate(line, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (across, across)))
     return uint8(cv2.GaussianBlur(uint8(drawn) * 255, (0, 0), 0.8))
