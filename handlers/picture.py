@@ -14,7 +14,7 @@ Grey: TypeAlias = npt.NDArray[np.uint8]  # (H, W)
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")  # how files of these formats begin
 MAX_PIXELS = 64_000_000  # a picture of more is refused before it is decoded
-WORK_SIDE = 320  # pixels; larger pictures are shrunk to this long side
+WORK_SIDE = 256  # pixels; larger pictures are shrunk to this long side
 FAINT = 6  # grey levels; the same for a picture of two clear tones
 
 
