@@ -60,7 +60,8 @@ def test_the_archive_holds_no_more_than_it_needs(mar, recognizer):
     with zipfile.ZipFile(mar) as archive:
         names = set(archive.namelist())
         manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
-    modules = {f"handlers/{name}.py" for name in ("__init__", "labels", "preprocessing", "protocol", "recognizer")}
+    steps = ("picture", "polarity", "shapes", "framing", "preprocessing")
+    modules = {f"handlers/{name}.py" for name in ("__init__", "labels", "protocol", "recognizer", *steps)}
     assert names == modules | {"emnist_handler.py", "emnist.pt", "model-config.yaml", "MAR-INF/MANIFEST.json"}
     assert manifest["model"]["modelVersion"] == recognizer.version
 

@@ -33,6 +33,9 @@ def test_the_figures_are_the_committed_models(recognizer, readme):
     for name, score in recognizer.meta["metrics"]["test"]["alphabets"].items():
         accuracy, error = 100 * score["accuracy"], 100 * score["standard_error"]
         assert re.search(rf"\| `{name}` \| {score['n']:,} \| {accuracy:.2f} % \| {error:.2f} \|", readme), name
+    for row in recognizer.meta["metrics"]["test"]["pictures"]:
+        if row["group"] != "blank":
+            assert f"| {row['style']} | {100 * row['accuracy']:.1f} % | {100 * row['ece']:.1f} % |" in readme, row["style"]
     assert f"{recognizer.meta['parameters']:,} parameters" in readme
     assert f"model version {recognizer.version}" in readme
 
