@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from handlers.labels import BY_MERGE
-from training import card, evaluate
+from training import card, compare, evaluate
 from training.evaluate import table
 from training.metrics import calibration_error, coverage, measure
 
@@ -81,3 +81,17 @@ def test_coverage_counts_what_a_threshold_leaves():
     assert rows[0.5] == (0.8, 0.75)
     assert rows[0.8] == (0.6, 1.0)
     assert rows[0.99] == (0.2, 1.0)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("q\n", "Q"), (" |7.", "7"), ("", ""), ("--", ""), ("é3", "3")])
+def test_the_first_character_of_an_answer_counts(text, expected):
+    assert compare.first_character(text) == expected
+
+
+def test_this_project_is_one_of_the_readers_compared(model_path, emnist_root, monkeypatch):
+    monkeypatch.setattr(compare, "STYLES", ("enlarged",))
+    table = compare.compare({"ours": compare.our_reader(model_path), "mute": lambda files: [""] * len(files)}, emnist_root, 30)
+    row = next(line for line in table.splitlines() if line.startswith("| enlarged | 30 |"))
+    ours, mute = (float(cell.strip(" %")) for cell in row.split("|")[3:6:2])
+    assert ours >= 75
+    assert mute == 0
