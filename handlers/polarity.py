@@ -13,6 +13,7 @@ from handlers.shapes import FRAME_WIDTH, Mask
 
 SKETCH_SIDE = 96  # pixels; light and polarity are judged on a picture of this long side
 MARGIN = 0.18  # of the longer side: a margin of paper that is wider is no line of a box
+MIXED = 0.12  # of a line: so much of another tone makes it one of two tones
 STRAIGHT = 0.5  # of a line's length: how much of it must be equally wide
 TWO_TONES = 0.8  # separability above which a picture has two clear tones
 
@@ -69,7 +70,7 @@ def _edge_of(light: Grey, side: int) -> _Edge:
     rows, columns = light.shape
     deepest = max(1, min(round(0.3 * side), round(0.4 * rows)))
     shares = light[: deepest + 2, round(0.2 * columns) : columns - round(0.2 * columns)].mean(axis=1) / 255
-    uniform = (shares[:deepest] < 0.12) | (shares[:deepest] > 0.88)
+    uniform = np.abs(shares[:deepest] - 0.5) > 0.5 - MIXED
     same = uniform & ((shares[:deepest] > 0.5) == (shares[0] > 0.5))
     depth, run = (deepest if lines.all() else int(lines.argmin()) for lines in (uniform, same))
     after = shares[depth : depth + 2]

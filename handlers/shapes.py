@@ -17,6 +17,9 @@ FRAGMENT_SHARE = 0.35  # of the main stroke's area: smaller pieces that touch th
 FRAME_BAND = 0.25  # of the side: how far from the edge a box's line may lie
 FRAME_WIDTH = 0.16  # of the side: the widest line of a box
 FRAME_SPAN = 0.9  # of the side: the shortest line of a box
+PRINTED_SPAN = 0.97  # of its length: how much of a printed line lies within a pixel of straight
+PRINTED_EDGE = 0.04  # of the side: how far inside of the ink's outer edge a printed line may begin
+CHARACTER_SPAN = 0.4  # of a box's side: the smallest character in it; less is a part of what was taken for a box
 
 
 def frame_of(mask: Mask) -> Mask:
@@ -35,7 +38,7 @@ def frame_of(mask: Mask) -> Mask:
     inside = np.s_[top:bottom, left:right]
     sides = _mark_lines(mask[inside], frame[inside], printed=True)
     rest = max(extent(mask & ~frame)) / max(bottom - top, right - left)
-    return frame if (sides >= 2 and rest > 0.4) or (sides == 4 and rest == 0) else none
+    return frame if (sides >= 2 and rest > CHARACTER_SPAN) or (sides == 4 and rest == 0) else none
 
 
 def _mark_lines(mask: Mask, frame: Mask, printed: bool = False) -> int:
@@ -47,7 +50,7 @@ def _mark_lines(mask: Mask, frame: Mask, printed: bool = False) -> int:
         rows = np.flatnonzero(view[:band].mean(axis=1) >= FRAME_SPAN)
         if not 0 < len(rows) <= widest:
             continue
-        if printed and (view[: rows[0] + 1 + round(0.01 * across)].any(axis=0).mean() < 0.97 or rows[0] > 0.04 * across):
+        if printed and (view[: rows[0] + 1 + round(0.01 * across)].any(axis=0).mean() < PRINTED_SPAN or rows[0] > PRINTED_EDGE * across):
             continue
         marked[max(0, rows[0] - 1) : rows[-1] + 2] = True  # with the soft edge of the line
         sides += 1

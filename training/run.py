@@ -28,12 +28,12 @@ from training.evaluate import evaluate, table
 from training.export import export
 from training.metrics import measure
 from training.models import count_multiply_adds, count_parameters
+from training.robustness import EVALUATION_BATCH, probabilities_of
 from training.settings import Settings, SettingsError
 from training.sheets import contact_sheet, error_sheet
 
 log = logging.getLogger(__name__)
 
-EVALUATION_BATCH = 500  # images
 SAMPLES = 64  # validation images that ride in the checkpoint, for the export to verify itself on
 COMPILE_PAYS_STEPS = 1000  # compiling takes about as long as it saves in so many steps
 TEMPERATURES = [math.exp(0.01 * n) for n in range(-120, 81)]  # 0.30 to 2.23
@@ -112,8 +112,7 @@ class Run:
                 if teacher.classes != train.classes:
                     raise SettingsError(f"distill.teachers: {path} knows {''.join(teacher.classes)}, the data {''.join(train.classes)}")
                 log.info("teacher %s, version %s", path, teacher.version)
-                parts = [torch.from_numpy(teacher.probabilities(part.numpy())) for part in torch.split(train.images, EVALUATION_BATCH)]
-                taught += torch.cat(parts) / len(distill.teachers)
+                taught += torch.from_numpy(probabilities_of(teacher, train.images.numpy())) / len(distill.teachers)
             targets = torch.lerp(targets, taught, distill.weight)
         return targets.half()
 
