@@ -45,8 +45,7 @@ def prepare(grey: Grey, size: int = SIZE) -> Grey:
     if is_framed_as_emnist(light):
         return resize(light, size)
     ink = level(light)
-    threshold, contrast = split_levels(ink)
-    clearness = separability(uint8(cv2.GaussianBlur(ink, (3, 3), 0)))
+    threshold, contrast, clearness = split_levels(ink)
     if contrast < (FAINT if clearness >= TWO_TONES else MIN_CONTRAST):
         raise InvalidImage("blank_image", "no character stands out from the paper")
     mask = ink > threshold
@@ -80,9 +79,9 @@ def level(light: Grey) -> Grey:
     return uint8(cv2.subtract(light, cv2.resize(paper, light.shape[::-1], interpolation=cv2.INTER_LINEAR)))
 
 
-def split_levels(ink: Grey) -> tuple[float, float]:
-    """Otsu's threshold between paper and ink, and the distance between the means of the two, both in grey levels."""
-    smooth = cv2.GaussianBlur(ink, (3, 3), 0)
+def split_levels(ink: Grey) -> tuple[float, float, float]:
+    """Otsu's threshold between paper and ink, the distance between the means of the two, both in grey levels, and their separability."""
+    smooth = uint8(cv2.GaussianBlur(ink, (3, 3), 0))
     threshold, above = cv2.threshold(smooth, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     means = [cv2.mean(smooth, side)[0] for side in (above, cv2.bitwise_not(above))]  # 0 for a side without pixels
-    return float(threshold), max(0.0, means[0] - means[1])
+    return float(threshold), max(0.0, means[0] - means[1]), separability(smooth)

@@ -50,10 +50,10 @@ def train(run: Run, resume: bool = False) -> None:
         raise DataError(f"{len(run.splits.train)} training images do not fill a batch of {schedule.batch_size}; lower schedule.batch_size")
     torch.manual_seed(settings.seed)
     state = new_state(settings, len(run.splits.train.classes), run.device)
-    if settings.start:
-        state.start_from(load_checkpoint(Path(settings.start)))
     if resume:
         state.restore(load_checkpoint(run.folder / "last.pt")["resume"])
+    elif settings.start:
+        state.start_from(load_checkpoint(Path(settings.start)))
     log_start(run, state)
     forward = torch.compile(state.model) if run.compiles else state.model
     images, labels = run.splits.train.images.to(run.device), run.splits.train.labels.to(run.device)

@@ -78,7 +78,7 @@ def test_a_shadow_is_levelled_and_the_threshold_parts_ink_from_paper():
     ramp = np.linspace(0, 120, 120)[None, :]
     picture = (ramp + 100.0 * cross(canvas()) / 255).astype(np.uint8)
     ink = level(picture)
-    threshold, contrast = split_levels(ink)
+    threshold, contrast, _ = split_levels(ink)
     mask = cross(canvas()) > 0
     assert contrast > 60
     assert ((ink > threshold) == mask).mean() > 0.97
