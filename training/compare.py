@@ -122,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.emnist_root:
         parser.error("give --emnist-root (or EMNIST_ROOT), the folder that holds EMNIST/raw")
+    if arguments.pictures < 1:
+        parser.error("--pictures must be 1 or more")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     try:

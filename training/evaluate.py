@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.emnist_root is None:
         parser.error("give --emnist-root (or EMNIST_ROOT), the folder that holds EMNIST/raw")
+    if arguments.pictures < 0:
+        parser.error("--pictures must be 0 (none) or more")
     try:
         recognizer, data = Recognizer(arguments.model), load_emnist(Path(arguments.emnist_root), arguments.split, "test")
         result = evaluate(recognizer, data, arguments.pictures)

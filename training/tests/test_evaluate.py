@@ -95,3 +95,12 @@ def test_this_project_is_one_of_the_readers_compared(model_path, emnist_root, mo
     ours, mute = (float(cell.strip(" %")) for cell in row.split("|")[3:6:2])
     assert ours >= 75
     assert mute == 0
+
+
+@pytest.mark.parametrize(("program", "count"), [(evaluate, "-1"), (compare, "0")])
+def test_a_number_of_pictures_that_cannot_be_is_refused(program, count, model_path, emnist_root, capsys):
+    model = [str(model_path)] if program is evaluate else ["--model", str(model_path)]
+    with pytest.raises(SystemExit) as caught:
+        program.main([*model, "--emnist-root", str(emnist_root), "--pictures", count])
+    assert caught.value.code == 2
+    assert "--pictures must be" in capsys.readouterr().err
