@@ -6,7 +6,7 @@
     python -m serving.pod drain         send the edge's clients elsewhere, then wait for the last answers: the preStop hook
 
 Settings come from the environment: TS_<KEY> for TorchServe, the names at the top of haproxy.cfg for HAProxy, JAVA_OPTIONS,
-and DRAIN_SECONDS.
+DRAIN_SECONDS, and PEER_SERVICE, a headless Service of this namespace by which the pods find one another.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from serving.processes import DEFAULT_MAR, ServerError, haproxy_command, model_v
 MANAGEMENT_ADDRESS = "127.0.0.1:8081"
 DEFAULT_ADMIN_SOCKET = "/tmp/haproxy.sock"
 DEFAULT_DRAIN_S = "8"  # for Services to forget the pod, and for clients to have had one more answer
+EDGE_PORT = 8080
+RESOLV_CONF = Path("/etc/resolv.conf")
 SOCKET_TIMEOUT_S = 2
 LAST_ANSWERS_S = 10
 POLL_S = 0.2
@@ -43,8 +45,20 @@ def edge(mar: Path) -> int:
     drain_seconds()  # a value that is none is refused now, not when the pod ends
     os.environ["MODEL"] = mar.stem
     os.environ["MODEL_VERSION"] = model_version(mar)
+    peers = peers_address(os.environ.get("PEER_SERVICE", ""), RESOLV_CONF)
+    if peers:
+        os.environ["PEERS"] = peers
     command = haproxy_command()
     os.execvp(command[0], command)
+
+
+def peers_address(service: str, resolv_conf: Path) -> str:
+    """The whole name and the port of the headless Service, or "" without one.
+
+    HAProxy looks names up by itself and knows no search domains; the first one that a pod is given is its namespace's.
+    """
+    domains = [words[1] for words in map(str.split, resolv_conf.read_text().splitlines()) if words[:1] == ["search"] and len(words) > 1]
+    return f"{service}.{domains[0]}:{EDGE_PORT}" if service and domains else ""
 
 
 def started(mar: Path) -> int:

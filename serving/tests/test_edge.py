@@ -2,9 +2,11 @@
 
 import http.client
 import io
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import requests
 from PIL import Image
@@ -21,6 +23,11 @@ def picture(emnist):
     stream = io.BytesIO()
     Image.fromarray(emnist.images[0].numpy()).resize((2000, 2000)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def java_of(server):
+    folder = f"-Djava.io.tmpdir={server.admin_socket.parent}"
+    return next(child for child in psutil.Process().children() if folder in child.cmdline())
 
 
 def test_what_is_too_much_is_refused_at_once_and_the_rest_answered(mar, picture, monkeypatch):
@@ -63,6 +70,75 @@ def test_draining_sends_clients_elsewhere_and_then_takes_no_more(mar, picture, m
             assert draining.result() == 0
         with pytest.raises(ConnectionRefusedError):
             send()
+
+
+def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(mar, server, monkeypatch, root):
+    """Not even what TorchServe had in flight: its workers are stopped first, so that it has."""
+    monkeypatch.setenv("PEERS", server.url.removeprefix("http://"))
+    monkeypatch.setenv("MAX_PEERS", "1")
+    samples = sorted((root / "serving" / "samples").iterdir())
+    with running(mar) as broken:
+
+        def send(sample, session):
+            headers = {"Content-Type": "application/octet-stream"}
+            url = f"{broken.url}/predictions/emnist?alphabet=vin"
+            return session.post(url, data=sample.read_bytes(), headers=headers, timeout=TIMEOUT_S)
+
+        sessions = [requests.Session() for _ in samples]
+        for sample, session in zip(samples, sessions, strict=True):
+            assert send(sample, session).ok
+        java = java_of(broken)
+        workers = java.children(recursive=True)
+        for worker in workers:
+            worker.suspend()
+        with ThreadPoolExecutor(len(samples)) as pool:
+            answers = [pool.submit(send, sample, session) for sample, session in zip(samples, sessions, strict=True)]
+            time.sleep(1)
+            for process in (*workers, java):
+                process.kill()
+            for sample, answer in zip(samples, answers, strict=True):
+                assert answer.result().json()["character"] == sample.name[0]
+        later = send(samples[0], sessions[0])
+        assert later.json()["alphabet"] == "vin", "query parameters are handed on"
+        assert later.headers["Connection"] == "close"
+        assert not broken.ready()
+        again = requests.post(f"{broken.url}/emnist/predict", data=samples[0].read_bytes(), headers={"X-Handed-On": "1"}, timeout=TIMEOUT_S)
+        assert again.status_code == 503, "what a peer has handed on is not handed on again"
+
+
+def test_a_worker_that_dies_leaves_the_others_serving(mar, root):
+    picture = (root / "serving" / "samples" / "3_clean.png").read_bytes()
+    with running(mar) as server:
+        statuses = []
+        stop = threading.Event()
+
+        def send():
+            with requests.Session() as session:
+                while not stop.is_set():
+                    headers = {"Content-Type": "image/png"}
+                    statuses.append(session.post(f"{server.url}/predictions/emnist", data=picture, headers=headers, timeout=TIMEOUT_S).status_code)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            time.sleep(1)
+            before = len(statuses)
+            java_of(server).children(recursive=True)[0].kill()
+            time.sleep(1)
+        finally:
+            stop.set()
+            thread.join()
+        assert statuses[:before] == [200] * before
+        assert statuses.count(200) >= len(statuses) - 1
+        assert set(statuses) <= {200, 502}
+
+
+def test_peers_are_found_by_the_whole_name_of_their_service(tmp_path):
+    (tmp_path / "resolv.conf").write_text("nameserver 10.96.0.10\nsearch archive.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n")
+    assert pod.peers_address("emnist-peers", tmp_path / "resolv.conf") == "emnist-peers.archive.svc.cluster.local:8080"
+    assert pod.peers_address("", tmp_path / "resolv.conf") == ""
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\n")
+    assert pod.peers_address("emnist-peers", tmp_path / "resolv.conf") == ""
 
 
 def test_a_pod_without_its_archive_says_so(tmp_path, capsys):
