@@ -14,6 +14,7 @@ IMAGE_PREFIX       ?= docker.io/library/emnist
 DOCKER             ?= docker
 DOCKER_BUILD_FLAGS ?=
 LOAD_IMAGE         ?=
+KILL_NODE          ?=
 DEVICE             ?= cpu
 TRAIN_DEVICE       ?= gpu
 
@@ -34,12 +35,12 @@ TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve mar train evaluate compare bench test test-slow check check-manifests format clean
-.PHONY: images images-serve images-train load-images train-container container-test cluster-test load-test sweep
+.PHONY: images images-serve images-train load-images train-container container-test cluster-test chaos-test load-test sweep
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME EMNIST_ROOT MODEL PORT"
-	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE DEVICE TRAIN_DEVICE (cpu or gpu)"
+	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE KILL_NODE DEVICE TRAIN_DEVICE (cpu or gpu)"
 	@echo "  of load tests: HOST USERS RUN_TIME SHAPE (steady, step, spike)"
 
 demo: $(VENV)/ready ## package the model, serve it, send the samples, score them, compare
@@ -101,6 +102,12 @@ container-test: $(VENV)/ready images-serve ## build and try the images; the trai
 cluster-test: $(VENV)/ready load-images ## try everything on the cluster of the current context, in the namespace emnist
 	@$(TEST_IMAGES) $(PY) -m pytest -m cluster k8s
 
+# An upgrade needs another version: the same network under another name.
+chaos-test: $(VENV)/ready load-images ## faults, overload, scaling and the batch program at scale on that cluster (half an hour); KILL_NODE: a command that takes the node away that it is given
+	$(DOCKER) build $(DOCKER_BUILD_FLAGS) --build-arg IMAGE=$(IMAGE_PREFIX)-serve:$(VERSION) -f k8s/tests/Dockerfile.other -t $(IMAGE_PREFIX)-serve:$(VERSION)-other k8s/tests
+	$(if $(LOAD_IMAGE),$(LOAD_IMAGE) $(IMAGE_PREFIX)-serve:$(VERSION)-other)
+	@$(TEST_IMAGES) KILL_NODE="$(KILL_NODE)" $(PY) -m pytest -m chaos k8s
+
 load-test: $(VENV)/ready ## send pictures to HOST as USERS in a SHAPE for RUN_TIME; report in build/load-test.html and build/load-test_*.csv
 	@mkdir -p build
 	@$(VENV)/bin/locust --headless --only-summary -f load_tests/locustfile.py --host $(HOST) --users $(USERS) --run-time $(RUN_TIME) \
@@ -113,7 +120,7 @@ check: $(VENV)/ready ## lint, format, types, Dockerfiles and manifests; only rep
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
-	@$(VENV)/bin/hadolint Dockerfile.train Dockerfile.serve
+	@$(VENV)/bin/hadolint Dockerfile.train Dockerfile.serve k8s/tests/Dockerfile.other
 	@$(VENV)/bin/yamllint --strict .
 
 check-manifests: $(LINT_VENV)/ready ## checkov over the manifests and the Dockerfiles, in an environment of its own

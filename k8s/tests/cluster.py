@@ -1,0 +1,189 @@
+"""What the tests of a whole cluster share: kubectl, the pods of the service, load from inside, results of the batch program."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from serving.local import free_ports
+
+K8S = Path(__file__).resolve().parents[1]
+ROOT = K8S.parent
+SAMPLES = ROOT / "serving" / "samples"
+DEFAULT_PREFIX, DEFAULT_VERSION = "docker.io/library/emnist", "0.1.0"
+PREFIX, VERSION = os.environ.get("IMAGE_PREFIX", DEFAULT_PREFIX), os.environ.get("VERSION", DEFAULT_VERSION)
+NAMESPACE, STRANGERS = "emnist", "emnist-strangers"
+SERVE_PODS = "app.kubernetes.io/component=serve"
+
+STRANGER = f"""
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: {STRANGERS}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: stranger
+  namespace: {STRANGERS}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: python
+      image: {PREFIX}-batch:{VERSION}
+      imagePullPolicy: IfNotPresent
+      command: [sleep, infinity]
+"""
+
+
+def kubectl(*arguments, stdin=None, check=True, timeout=180):
+    done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+    assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+    return done
+
+
+def ours(*arguments, **options):
+    return kubectl("--namespace", NAMESPACE, *arguments, **options)
+
+
+def get(*arguments):
+    return json.loads(ours("get", *arguments, "--output", "json").stdout)
+
+
+def wait_for(what, condition, timeout_s):
+    """Poll until `condition()` is true; returns the seconds it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < timeout_s, f"{what}: not within {timeout_s} s\n{ours('get', 'all', check=False).stdout}"
+        time.sleep(0.2)
+    return time.monotonic() - started
+
+
+def serve_pods():
+    return [pod for pod in get("pods", "--selector", SERVE_PODS)["items"] if "deletionTimestamp" not in pod["metadata"]]
+
+
+def is_ready(pod):
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+
+
+def ready_count():
+    return sum(is_ready(pod) for pod in serve_pods())
+
+
+def restarts(pod):
+    statuses = pod["status"].get("initContainerStatuses", []) + pod["status"].get("containerStatuses", [])
+    return {status["name"]: status["restartCount"] for status in statuses}
+
+
+def in_service():
+    """Names of the pods that the Service sends requests to."""
+    slices = get("endpointslices", "--selector", "kubernetes.io/service-name=emnist")["items"]
+    endpoints = [endpoint for found in slices for endpoint in found["endpoints"] or []]
+    return {endpoint["targetRef"]["name"] for endpoint in endpoints if endpoint["conditions"]["ready"]}
+
+
+def apply_everything(folder):
+    """`kubectl apply -f k8s/`, or -k where the images have other names, in `folder`, which holds a copy."""
+    default = (PREFIX, VERSION) == (DEFAULT_PREFIX, DEFAULT_VERSION)
+    return subprocess.run(
+        ["kubectl", "apply", "-f" if default else "-k", "k8s/"], cwd=folder, capture_output=True, text=True, timeout=120, check=True
+    )
+
+
+def copy_of_the_manifests(folder):
+    """k8s/ in `folder`, with the names that the images have."""
+    shutil.copytree(K8S, folder / "k8s", ignore=shutil.ignore_patterns("tests"))
+    for file in [folder / "k8s" / "Kustomization", *(folder / "k8s" / "overlays").rglob("kustomization.yaml")]:
+        text = file.read_text().replace(f"newTag: {DEFAULT_VERSION}", f"newTag: {VERSION}")
+        file.write_text(text if PREFIX == DEFAULT_PREFIX else text.replace("newName: emnist", f"newName: {PREFIX}"))
+
+
+def in_cluster(*arguments, timeout=300):
+    """Run in_cluster.py in the stranger's pod."""
+    script = (Path(__file__).parent / "in_cluster.py").read_text()
+    command = ("exec", "--namespace", STRANGERS, "--stdin", "stranger", "--", "python", "-", *map(str, arguments))
+    return json.loads(kubectl(*command, stdin=script, timeout=timeout).stdout)
+
+
+def load(users, seconds, every=0.0, *options):
+    """Users for some seconds; what they saw, as in_cluster.Record tells it."""
+    arguments = ("--users", users, "--seconds", seconds, "--every", every, *options)
+    return in_cluster("load", f"emnist.{NAMESPACE}", 80, *arguments, timeout=seconds + 120)
+
+
+@contextlib.contextmanager
+def in_the_background(function, *arguments, **options):
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(function, *arguments, **options)
+
+
+@contextlib.contextmanager
+def under_load(rate, users=16, deadline_s=35):
+    """Users who together send `rate` pictures a second while the body runs; yields a dictionary, filled at the end."""
+    in_stranger = ("exec", "--namespace", STRANGERS, "stranger", "--")
+    stop_file = f"/tmp/stop-{time.monotonic_ns()}"
+    seen = {}
+    with in_the_background(load, users, 1200, users / rate, "--stop-file", stop_file, "--deadline", deadline_s) as sending:
+        try:
+            time.sleep(4)
+            yield seen
+            time.sleep(4)
+        finally:
+            kubectl(*in_stranger, "touch", stop_file)
+        seen.update(sending.result())
+
+
+def transitions():
+    """When each pod of the service last became Ready or stopped being so, and the restarts of its containers."""
+    return {
+        pod["metadata"]["name"]: (restarts(pod), [c["lastTransitionTime"] for c in pod["status"]["conditions"] if c["type"] == "Ready"])
+        for pod in serve_pods()
+    }
+
+
+@contextlib.contextmanager
+def forwarded():
+    """The Service's address on this machine, by kubectl port-forward."""
+    (port,) = free_ports(1)
+    command = ["kubectl", "--namespace", NAMESPACE, "port-forward", "service/emnist", f"{port}:80"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while socket.socket().connect_ex(("127.0.0.1", port)) != 0 and time.monotonic() < deadline:
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
+def files(folder: Path):
+    """The pod of overlays/files, which holds both claims."""
+    kubectl("apply", "-k", str(folder / "k8s" / "overlays" / "files"))
+    ours("wait", "--for=condition=Ready", "pod/emnist-files", "--timeout=60s")
+    try:
+        yield
+    finally:
+        ours("delete", "pod", "emnist-files")
+
+
+def result(name):
+    """The rows of a result in the claim, through the pod of `files`."""
+    return list(csv.DictReader(io.StringIO(ours("exec", "emnist-files", "--", "cat", f"/mnt/results/{name}").stdout)))
+
+
+def finished(job):
+    return any(c["type"] in {"Complete", "Failed"} and c["status"] == "True" for c in get("job", job)["status"].get("conditions", []))
+
+
+def schedulable_nodes():
+    nodes = json.loads(kubectl("get", "nodes", "-o", "json").stdout)["items"]
+    return [node for node in nodes if not node["spec"].get("unschedulable") and not node["spec"].get("taints")]

@@ -1,0 +1,46 @@
+"""Everything of k8s/ on the cluster of the current context, for the modules that ask for it."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from cluster import NAMESPACE, ROOT, STRANGER, STRANGERS, apply_everything, copy_of_the_manifests, kubectl, ready_count, wait_for
+
+
+@pytest.fixture(scope="module")
+def report(request):
+    """A function that notes a line of the module's table, which is printed at the end and kept in build/NAME-test.md."""
+    rows = [("what", "seen", "wanted"), ("---", "---", "---")]
+    yield lambda what, seen, wanted="": rows.append((what, seen, wanted))
+    table = "\n".join(f"| {what} | {seen} | {wanted} |" for what, seen, wanted in rows)
+    (ROOT / "build").mkdir(exist_ok=True)
+    (ROOT / "build" / f"{request.module.__name__.removeprefix('test_')}-test.md").write_text(table + "\n")
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n\n{table}\n")
+
+
+class Cluster(NamedTuple):
+    folder: Path  # holds a copy of k8s/
+    first_ready_s: float  # from apply to the first pod Ready
+
+
+@pytest.fixture(scope="module")
+def cluster(report, tmp_path_factory):
+    """Apply everything, note the times, and remove it again."""
+    if kubectl("get", "namespace", NAMESPACE, check=False).returncode == 0:
+        pytest.exit(f"the namespace {NAMESPACE} is there already; this test would delete it: kubectl delete namespace {NAMESPACE}", 1)
+    try:
+        kubectl("apply", "-f", "-", stdin=STRANGER)
+        folder = tmp_path_factory.mktemp("cluster")
+        copy_of_the_manifests(folder)
+        started = time.monotonic()
+        apply_everything(folder)
+        first_ready_s = wait_for("the first pod", lambda: ready_count() >= 1, 120)
+        report("apply to the first pod Ready", f"{time.monotonic() - started:.0f} s", "<= 30 s")
+        wait_for("two pods", lambda: ready_count() >= 2, 120)
+        report("apply to two pods Ready", f"{time.monotonic() - started:.0f} s")
+        wait_for("the stranger", lambda: "Running" in kubectl("get", "pod", "stranger", "--namespace", STRANGERS).stdout, 60)
+        yield Cluster(folder, first_ready_s)
+    finally:
+        kubectl("delete", "namespace", NAMESPACE, STRANGERS, "--ignore-not-found", check=False, timeout=300)
