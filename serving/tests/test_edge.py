@@ -134,7 +134,7 @@ def test_a_worker_that_dies_leaves_the_others_serving(mar, root):
 
 
 def test_peers_are_found_by_the_whole_name_of_their_service(tmp_path):
-    (tmp_path / "resolv.conf").write_text("nameserver 10.96.0.10\nsearch archive.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n")
+    (tmp_path / "resolv.conf").write_text("nameserver 10.96.0.10\nsearch archive.svc.cluster.local svc.cluster.local\noptions ndots:5\n")
     assert pod.peers_address("emnist-peers", tmp_path / "resolv.conf") == "emnist-peers.archive.svc.cluster.local:8080"
     assert pod.peers_address("", tmp_path / "resolv.conf") == ""
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\n")
