@@ -39,7 +39,8 @@ def decode(data: bytes) -> Grey:
             if width * height > MAX_PIXELS:
                 raise InvalidImage("image_too_large", f"{width}x{height} pixels; at most {MAX_PIXELS // 1_000_000} million are read")
             image.draft("L", (2 * WORK_SIDE, 2 * WORK_SIDE))
-            return to_grey(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_grey(image)
     except InvalidImage:
         raise
     except Image.DecompressionBombError as error:
@@ -67,7 +68,7 @@ def to_grey(image: Image.Image) -> Grey:
         if not np.isfinite([low, high]).all():
             raise InvalidImage("invalid_image", "the picture has pixels that are not finite numbers")
         return np.round((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
-    return np.asarray(image.convert("L"))
+    return np.asarray(image if image.mode == "L" else image.convert("L"))
 
 
 def uint8(array: npt.NDArray[Any]) -> Grey:
