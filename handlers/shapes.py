@@ -62,9 +62,12 @@ def keep_character(mask: Mask) -> Mask:
 
     Nothing is kept if the largest piece is a speck.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count == 1:
-        return mask
+    pieces = mask.view(np.uint8)
+    least = max(MIN_LENGTH, MIN_GLYPH * max(mask.shape))
+    # Most characters are of one piece, and to measure the pieces takes several times as long as to count them.
+    if cv2.connectedComponents(pieces)[0] <= 2:  # the paper counts as one
+        return mask if max(extent(mask)) >= least else np.zeros_like(mask)
+    _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(pieces, 8, cv2.CV_32S, cv2.CCL_BBDT)  # the default takes twice as long
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0  # the paper
     height, width = mask.shape
@@ -72,7 +75,7 @@ def keep_character(mask: Mask) -> Mask:
     right, bottom = left + stats[:, cv2.CC_STAT_WIDTH], top + stats[:, cv2.CC_STAT_HEIGHT]
     at_edge = (left == 0) | (top == 0) | (right == width) | (bottom == height)
     main = int(areas.argmax())
-    if max(right[main] - left[main], bottom[main] - top[main]) < max(MIN_LENGTH, MIN_GLYPH * max(mask.shape)):
+    if max(right[main] - left[main], bottom[main] - top[main]) < least:
         return np.zeros_like(mask)
     keep = areas > SPECK_SHARE * areas[main]
     if not at_edge[main]:
