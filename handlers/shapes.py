@@ -8,7 +8,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from handlers.picture import Grey
+
 Mask: TypeAlias = npt.NDArray[np.bool_]  # (H, W)
+Sums: TypeAlias = npt.NDArray[np.int32]  # of the pixels of each row (H,) or column (W,)
 
 MIN_GLYPH = 0.05  # of the longer side: a smaller thing is a speck
 MIN_LENGTH = 3  # pixels of the largest piece's longer side
@@ -27,32 +30,40 @@ def frame_of(mask: Mask) -> Mask:
 
     A box may have paper around it. An E, L or H has lines along its edges too; a pen's are not as straight as a printed box's.
     """
-    none = np.zeros_like(mask)
-    frame = none.copy()
-    if _mark_lines(mask, frame) >= 2:
-        return frame
-    if not mask.any():
-        return none
-    frame[:] = False
+    frame = np.zeros_like(mask)
     top, bottom, left, right = box_of(mask)
+    rows, columns = line_sums(mask, 1), line_sums(mask, 0)
+    if rows.max() < FRAME_SPAN * (right - left) and columns.max() < FRAME_SPAN * (bottom - top):
+        return frame  # most characters have no line of that length
+    if _mark_lines(mask, rows, columns, frame) >= 2:
+        return frame
+    frame[:] = False
     inside = np.s_[top:bottom, left:right]
-    sides = _mark_lines(mask[inside], frame[inside], printed=True)
-    rest = max(extent(mask & ~frame)) / max(bottom - top, right - left)
-    return frame if (sides >= 2 and rest > CHARACTER_SPAN) or (sides == 4 and rest == 0) else none
+    sides = _mark_lines(mask[inside], rows[top:bottom], columns[left:right], frame[inside], printed=True)
+    if sides >= 2:
+        rest = max(extent(mask & ~frame)) / max(bottom - top, right - left)
+        if rest > CHARACTER_SPAN or (sides == 4 and rest == 0):
+            return frame
+    return np.zeros_like(mask)
 
 
-def _mark_lines(mask: Mask, frame: Mask, printed: bool = False) -> int:
+def _mark_lines(mask: Mask, rows: Sums, columns: Sums, frame: Mask, printed: bool = False) -> int:
     """Mark in `frame` the lines of `mask` near its edges, and count the sides that have one; `printed`: straight to a pixel."""
     sides = 0
-    for view, marked in ((mask, frame), (mask[::-1], frame[::-1]), (mask.T, frame.T), (mask.T[::-1], frame.T[::-1])):
+    for view, sums, marked in (
+        (mask, rows, frame),
+        (mask[::-1], rows[::-1], frame[::-1]),
+        (mask.T, columns, frame.T),
+        (mask.T[::-1], columns[::-1], frame.T[::-1]),
+    ):
         across, length = view.shape
         band, widest = max(1, round(FRAME_BAND * across)), max(1, round(FRAME_WIDTH * max(across, length)))
-        rows = np.flatnonzero(view[:band].mean(axis=1) >= FRAME_SPAN)
-        if not 0 < len(rows) <= widest:
+        lines = np.flatnonzero(sums[:band] >= FRAME_SPAN * length)
+        if not 0 < len(lines) <= widest:
             continue
-        if printed and (view[: rows[0] + 1 + round(0.01 * across)].any(axis=0).mean() < PRINTED_SPAN or rows[0] > PRINTED_EDGE * across):
+        if printed and (view[: lines[0] + 1 + round(0.01 * across)].any(axis=0).mean() < PRINTED_SPAN or lines[0] > PRINTED_EDGE * across):
             continue
-        marked[max(0, rows[0] - 1) : rows[-1] + 2] = True  # with the soft edge of the line
+        marked[max(0, lines[0] - 1) : lines[-1] + 2] = True  # with the soft edge of the line
         sides += 1
     return sides
 
@@ -86,13 +97,16 @@ def keep_character(mask: Mask) -> Mask:
 
 def extent(mask: Mask) -> tuple[int, int]:
     """Height and width of what is set; 0, 0 if nothing is."""
-    if not mask.any():
-        return 0, 0
     top, bottom, left, right = box_of(mask)
     return bottom - top, right - left
 
 
-def box_of(mask: Mask) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right (ends exclusive) of what is set; something must be."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+def box_of(ink: Mask | Grey) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right (ends exclusive) of what is not 0; all 0 if nothing is."""
+    left, top, width, height = cv2.boundingRect(ink.view(np.uint8))
+    return top, top + height, left, left + width
+
+
+def line_sums(grey: Mask | Grey, axis: int) -> Sums:
+    """The sum of each row (axis 1) or column (axis 0), much faster than by numpy."""
+    return np.asarray(cv2.reduce(grey.view(np.uint8), axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S), np.int32).ravel()
