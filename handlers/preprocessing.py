@@ -20,7 +20,7 @@ import numpy as np
 
 from handlers.framing import SIZE, frame_as_emnist, is_framed_as_emnist, resize, soften, whole
 from handlers.picture import FAINT, WORK_SIDE, Grey, InvalidImage, decode, uint8
-from handlers.polarity import TWO_TONES, light_ink, separability, sketch_of
+from handlers.polarity import TWO_TONES, light_ink, separability, sketch_of, spread
 from handlers.shapes import frame_of, keep_character
 
 MIN_CONTRAST = 16  # grey levels between ink and paper, below which a picture is blank
@@ -39,7 +39,7 @@ def read_image(data: bytes, size: int = SIZE) -> Grey:
 def prepare(grey: Grey, size: int = SIZE) -> Grey:
     """Grey levels uint8 (H, W) of one character, of either polarity -> uint8 (size, size). Raises InvalidImage if there is none."""
     grey = shrink(grey, WORK_SIDE)
-    if np.ptp(grey) < FAINT:
+    if spread(grey) < FAINT:
         raise InvalidImage("blank_image", "the picture shows nothing: it is one flat tone")
     light = light_ink(grey)
     if is_framed_as_emnist(light):
