@@ -28,10 +28,10 @@ def is_framed_as_emnist(light: Grey) -> bool:
         return False
     unit = height / SIZE
     ring = max(1, round(unit))
-    if light.max() < 250 or max(light[:ring].max(), light[-ring:].max(), light[:, :ring].max(), light[:, -ring:].max()) > 8:
+    top, bottom, left, right = box_of(light > 8)
+    if light.max() < 250 or min(top, height - bottom, left, width - right) < ring:
         return False
-    mask = light > 16
-    top, bottom, left, right = box_of(mask)
+    top, bottom, left, right = box_of(light > 16)
     long_side = max(bottom - top, right - left) / unit
     off_centre = max(abs(top + bottom - height), abs(left + right - width)) / 2 / unit
     if not (18 <= long_side <= 27 and off_centre <= 2.5) or frame_of(light > 127).any():
@@ -43,10 +43,11 @@ def is_framed_as_emnist(light: Grey) -> bool:
 def soften(ink: Grey, glyph: Mask, threshold: float, contrast: float) -> Grey:
     """The glyph alone as ink 0..255, cut to its box: soft at its edges, flat inside, nothing elsewhere."""
     reach = max(1, round(max(glyph.shape) / 100))
-    near = cv2.dilate(glyph.astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
-    scaled = (ink.astype(np.float32) - (threshold - 0.35 * contrast)) * (255 / (0.7 * contrast))
-    soft = uint8(np.clip(scaled, 0, 255)) * near
-    top, bottom, left, right = box_of(soft > 0)
+    near = uint8(cv2.dilate(glyph.view(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)))
+    levels = np.arange(256, dtype=np.float32)
+    softened = np.clip((levels - (threshold - 0.35 * contrast)) * (255 / (0.7 * contrast)), 0, 255)
+    soft = uint8(cv2.LUT(ink, uint8(softened))) * near
+    top, bottom, left, right = box_of(soft)
     return uint8(soft[top:bottom, left:right])
 
 
@@ -59,7 +60,7 @@ def frame_as_emnist(glyph: Grey, size: int = SIZE) -> Grey:
     reach = round(4 * BLUR_SIGMA)
     padded = cv2.copyMakeBorder(even_stroke(uint8(scaled)), reach, reach, reach, reach, cv2.BORDER_CONSTANT, value=0)
     blurred = cv2.GaussianBlur(padded, (0, 0), BLUR_SIGMA)
-    top, bottom, left, right = box_of(blurred > 0)
+    top, bottom, left, right = box_of(uint8(blurred))
     box = blurred[top:bottom, left:right]
     side = max(box.shape) + 2 * BORDER
     square = np.zeros((side, side), np.uint8)
@@ -71,7 +72,7 @@ def frame_as_emnist(glyph: Grey, size: int = SIZE) -> Grey:
 
 def stroke_width(glyph: Grey) -> float:
     """The mean width in pixels of a glyph's strokes: across a stroke the distance to its edge is a quarter of the width on average."""
-    mask = cv2.copyMakeBorder((glyph > 110).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    mask = cv2.copyMakeBorder((glyph > 110).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     distances = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
     return 4 * cv2.mean(distances, mask)[0] - 2
 
