@@ -149,6 +149,25 @@ def transitions():
     }
 
 
+def lost(seen):
+    """All that was not answered rightly, by what came instead."""
+    return {outcome: count for outcome, count in seen["outcomes"].items() if outcome != "right"}
+
+
+def in_pod(name, program, *arguments):
+    """Run a program in the container of TorchServe; what it prints."""
+    return ours("exec", name, "--container", "torchserve", "--", "python", "-c", program, *map(str, arguments), check=False).stdout
+
+
+def rollout():
+    ours("rollout", "status", "deployment/emnist", "--timeout=180s")
+
+
+def settled(count):
+    """Wait until there are so many pods, all Ready, and none that ends."""
+    wait_for(f"{count} pods", lambda: len(get("pods", "--selector", SERVE_PODS)["items"]) == ready_count() == count, 180)
+
+
 @contextlib.contextmanager
 def forwarded():
     """The Service's address on this machine, by kubectl port-forward."""

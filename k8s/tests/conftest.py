@@ -5,7 +5,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cluster import NAMESPACE, ROOT, STRANGER, STRANGERS, apply_everything, copy_of_the_manifests, kubectl, ready_count, wait_for
+from cluster import (
+    NAMESPACE,
+    ROOT,
+    STRANGER,
+    STRANGERS,
+    apply_everything,
+    copy_of_the_manifests,
+    kubectl,
+    load,
+    ours,
+    ready_count,
+    settled,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +57,14 @@ def cluster(report, tmp_path_factory):
         yield Cluster(folder, first_ready_s)
     finally:
         kubectl("delete", "namespace", NAMESPACE, STRANGERS, "--ignore-not-found", check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def half(cluster, report):  # noqa: ARG001  the cluster has to be there
+    """Half of what two pods can do, in pictures a second; the autoscaler is put away."""
+    ours("delete", "hpa", "emnist")
+    settled(2)
+    load(32, 5)
+    capacity = load(32, 15)["per_second"]
+    report("capacity of two pods, with the load on the same cores", f"{capacity:.0f} pictures/s; what follows is under half of it")
+    return capacity / 2

@@ -1,0 +1,107 @@
+"""The batch Job in shards, its pods killed at random: the CSV is that of one undisturbed pod. Part of `make chaos-test`."""
+
+import io
+import json
+import random
+import subprocess
+import tarfile
+import time
+
+import pytest
+from cluster import NAMESPACE, SAMPLES, files, finished, get, kubectl, ours, wait_for
+from PIL import Image
+
+pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("cluster")]
+
+PICTURES, SHARDS, KILLS = 20_000, 4, 10
+SHARD_CPU = "250m"  # so that a run lasts long enough to be killed ten times
+RUN_TIMEOUT_S = 900
+SEED = 0
+# By the markers beside the result; a complete shard has two.
+PICTURES_DONE = """
+import glob, json, sys
+markers = [json.load(open(name)) for name in glob.glob(glob.escape(sys.argv[1]) + ".run-*/shard-*.json")]
+done = {}
+for marker in markers:
+    done[marker["shard"]] = max(marker["done"], done.get(marker["shard"], 0))
+print(sum(done.values()))
+"""
+
+
+def archive():
+    """A tar of folders of pictures: the samples, enlarged to JPEG files of 200 pixels, some damaged, some with odd names."""
+    encoded = []
+    for sample in sorted(SAMPLES.iterdir()):
+        stream = io.BytesIO()
+        Image.open(sample).convert("RGB").resize((200, 200)).save(stream, "JPEG")
+        encoded += [(".jpg", stream.getvalue()), (sample.suffix, sample.read_bytes())]
+    encoded += [(".png", b""), (".jpg", b"junk")]
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for number in range(PICTURES):
+            suffix, data = encoded[number % len(encoded)]
+            odd = ("", "with space", "new\nline", "comma,", "ünï", "'quote\"")[number % 6]
+            entry = tarfile.TarInfo(f"box{number % 7}/drawer {number % 40}/{odd}{number}{suffix}")
+            entry.size, entry.mode = len(data), 0o644
+            tar.addfile(entry, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def in_files(*command, stdin=None):
+    done = subprocess.run(
+        ["kubectl", "--namespace", NAMESPACE, "exec", *(["--stdin"] if stdin else []), "emnist-files", "--", *command],
+        input=stdin,
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
+    return done.stdout
+
+
+def pictures_done(run):
+    return int(in_files("python", "-c", PICTURES_DONE, f"/mnt/results/{run}.csv"))
+
+
+def running_pods(run):
+    pods = get("pods", "--selector", f"batch.kubernetes.io/job-name={run}")["items"]
+    return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running"]
+
+
+def start(name, template):
+    ours("create", "job", name, f"--from=cronjob/{template}")
+    return time.monotonic()
+
+
+def test_a_run_in_shards_whose_pods_are_killed_is_as_one_that_was_left_alone(cluster, report):
+    overlay = cluster.folder / "k8s" / "overlays" / "shards"
+    kubectl("apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(overlay)).stdout)
+    ours("scale", "deployment/emnist", "--replicas=0")
+    ours("delete", "hpa", "emnist")
+    choice = random.Random(SEED)
+    with files(cluster.folder):
+        in_files("tar", "-C", "/mnt/test_data", "-xf", "-", stdin=archive())
+        started = start("alone", "emnist-batch")
+        wait_for("the run left alone", lambda: finished("alone"), RUN_TIMEOUT_S)
+        alone_s = time.monotonic() - started
+        ours("set", "resources", "cronjob/emnist-batch-shards", f"--limits=cpu={SHARD_CPU}")
+        started = start("killed", "emnist-batch-shards")
+        for share in sorted(choice.uniform(0.1, 0.9) for _ in range(KILLS)):
+            wait_for(f"{share:.0%} of the pictures", lambda share=share: pictures_done("killed") >= share * PICTURES, RUN_TIMEOUT_S)
+            wait_for("a pod to kill", lambda: running_pods("killed"), RUN_TIMEOUT_S)
+            assert not finished("killed"), "it was over before it was killed so often"
+            ours("delete", "pod", choice.choice(running_pods("killed")), "--grace-period=0", "--force")
+        wait_for("the run that was killed", lambda: finished("killed"), RUN_TIMEOUT_S)
+        killed_s = time.monotonic() - started
+        alone, killed = (in_files("sha256sum", f"/mnt/results/{name}.csv").split()[0].decode() for name in ("alone", "killed"))
+        meta = json.loads(in_files("cat", "/mnt/results/killed.csv.meta.json"))
+        left = in_files("ls", "-A", "/mnt/results").decode().split()
+    status = get("job", "killed")["status"]
+    report(
+        f"{PICTURES:,} pictures in {SHARDS} shards of {SHARD_CPU}, {KILLS} times a pod killed between 10 and 90 %",
+        f"sha256 {killed[:12]}, of one pod left alone {alone[:12]}; {meta['counts']}; {killed_s:.0f} s, alone {alone_s:.0f} s",
+        "byte for byte the same",
+    )
+    assert status["succeeded"] == SHARDS
+    assert killed == alone == meta["sha256"]
+    assert meta["pictures"] == PICTURES
+    assert not [name for name in left if ".run-" in name], left
