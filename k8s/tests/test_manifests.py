@@ -171,11 +171,21 @@ def test_the_pod_outlives_its_draining():
     assert pod["terminationGracePeriodSeconds"] > drain + 10 + 10
 
 
+@needs_kubectl
+@pytest.mark.parametrize("folder", [K8S, K8S / "overlays" / "shards"], ids=lambda folder: folder.name)
+def test_the_shards_of_a_run_are_as_many_as_its_pods(folder):
+    (job,) = [found["spec"]["jobTemplate"]["spec"] for found in kustomize(folder) if found["kind"] == "CronJob"]
+    variables = {variable["name"]: variable.get("value") for variable in job["template"]["spec"]["containers"][0]["env"]}
+    assert job["completionMode"] == "Indexed"
+    assert job["completions"] == job["parallelism"] == int(variables["SHARDS"])
+
+
 def test_the_first_run_is_the_template_of_all_runs():
     template, first = one("CronJob")["spec"]["jobTemplate"]["spec"], one("Job")["spec"]
     assert one("CronJob")["spec"]["suspend"] is True
     assert first["template"]["spec"] == template["template"]["spec"]
     assert first["podFailurePolicy"] == template["podFailurePolicy"]
+    assert all(first[key] == template[key] for key in ("completionMode", "completions", "parallelism", "backoffLimitPerIndex"))
     assert first["template"]["metadata"]["labels"].items() ^ template["template"]["metadata"]["labels"].items() == {
         ("emnist/if-empty", "samples"),
         ("emnist/if-empty", "fail"),
