@@ -3,53 +3,49 @@
     python -m serving.batch --input DIR [--output FILE] [--alphabet alnum] [--format csv|ascii] [--min-confidence P]
 
 Pictures are decoded in processes and scored here in batches of one fixed size, so that an answer does not depend on
-which pictures it shared a batch with. Exit codes: 0 done (bad pictures are rows), 2 wrong use, 3 no picture found, 1 other.
+which pictures it shared a batch with. With --output a run that was stopped goes on when it is called again, and several
+processes can share it (--shards). Exit codes: 0 done (bad pictures are rows), 2 wrong use, 3 no picture found, 1 other.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import csv
-import json
 import logging
 import os
 import platform
 import signal
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple, TypeAlias
+from types import FrameType
+from typing import Any, NoReturn
 
 import cv2
-import numpy as np
-import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from handlers.labels import ALPHABET_NAMES, DEFAULT_ALPHABET, UnknownAlphabet
 from handlers.recognizer import ModelError, Recognizer
 from serving.package import DEFAULT_MODEL
-from serving.pictures import CHUNK, CHUNK_TIMEOUT_S, SUFFIXES, Chunk, cores, decode_all, decoders, find_pictures
+from serving.pictures import SUFFIXES, Stuck, cores, decoders, find_pictures
+from serving.plan import UsageError, check, make_plan, read_plan, run_folder
+from serving.rows import FORMATS, STATUSES, Scorer, encode, header, progress, summary
+from serving.shards import Attempt, DamagedShard, Run, merged, remove_run, unfinished
 
 log = logging.getLogger(__name__)
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
-PROGRESS_S = 10.0  # between lines of progress, where standard error is no terminal
-CHUNKS_AHEAD = 4  # in decoding or waiting for the network, for each process
-HEADER = ("path", "character", "ascii", "confidence", "status", "error")
 
 DONE, FAILED, WRONG_USE, NO_PICTURES = 0, 1, 2, 3
+FAULTS = (KeyboardInterrupt, BrokenProcessPool, Stuck, DamagedShard, ModelError, OSError)  # that end a run in one line
 
 
-class UsageError(Exception):
-    """A call that cannot be carried out as given; the message says what to change."""
+class Stopped(Exception):
+    """A run that ended before its time and can go on; the message says why and how far it came."""
 
 
 @dataclass(frozen=True)
@@ -63,183 +59,166 @@ class Settings:
     processes: int  # that decode, and threads that score
     if_empty: str = "fail"  # fail, or samples: score the bundled samples when `input` holds no picture
     keep_old: bool = False  # an earlier file of the name `output` gets another name
+    escape_formulas: bool = False
+    run: str | None = None  # None: named by the pictures
+    shards: int = 1
+    shard: int = 0  # the one that is scored here
+
+    def folders(self) -> list[Path]:
+        """Whose pictures are scored: those of the first that holds any."""
+        return [self.input, SAMPLES] if self.if_empty == "samples" else [self.input]
 
 
-class Row(NamedTuple):
-    """A line of the CSV."""
-
-    path: str
-    character: str = ""
-    ascii: str = ""
-    confidence: str = ""
-    status: str = "error"
-    error: str = ""
+def exit_code(settings: Settings, pictures: int) -> int:
+    if pictures:
+        return DONE
+    log.warning("no picture found below %s (looked for %s)", settings.input, ", ".join(SUFFIXES))
+    return NO_PICTURES
 
 
-Scored: TypeAlias = tuple[Chunk, npt.NDArray[np.float32]]  # with class probabilities (N, C) of its N good pictures
+def warn_of_samples(settings: Settings, folder: Path) -> None:
+    if folder != settings.input:
+        log.warning("no picture found below %s: scoring the bundled samples instead", settings.input)
 
 
-def score(recognizer: Recognizer, chunk: Chunk) -> Scored:
-    """Run the network over a chunk's good pictures, in a batch that is padded to CHUNK."""
-    good = len(chunk.images)
-    batch = np.zeros((CHUNK, recognizer.input_size, recognizer.input_size), np.uint8)
-    batch[:good] = chunk.images
-    return chunk, recognizer.probabilities(batch)[:good]
+def to_stdout(settings: Settings, scorer: Scorer) -> int:
+    """Score to standard output; returns the exit code. Raises FAULTS."""
+    started = time.monotonic()
+    for folder in settings.folders():
+        total = sum(1 for _ in find_pictures(folder))
+        if total:
+            break
+    warn_of_samples(settings, folder)
+    counts: Counter[str] = Counter()
+    stream = sys.stdout.buffer
+    stream.write(header(settings.format))
+    for rows in progress(scorer.rows(find_pictures(folder), folder), total):
+        stream.write(encode(rows, settings.format, settings.escape_formulas))
+        stream.flush()
+        counts.update(row.status for row in rows)
+    stream.flush()
+    log.info(summary(counts, time.monotonic() - started))
+    return exit_code(settings, total)
 
 
-def score_all(recognizer: Recognizer, chunks: Iterable[Chunk], threads: int) -> Iterator[Scored]:
-    """Score chunks in order, each by one thread: on all cores that is faster than all threads on one chunk after another."""
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting: deque[Future[Scored]] = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(score, recognizer, chunk))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def rows(settings: Settings, recognizer: Recognizer, paths: Sequence[str], pool: ProcessPoolExecutor) -> Iterator[Row]:
-    """One row a path, in order."""
-    fold = recognizer.fold(settings.alphabet)
-    decoded = decode_all(paths, recognizer.input_size, pool, CHUNKS_AHEAD * settings.processes)
-    in_order = iter(paths)
-    for chunk, probabilities in score_all(recognizer, decoded, settings.processes):
-        answers = iter(fold(probabilities))
-        for error, path in zip(chunk.errors, in_order, strict=False):
-            if error:
-                yield Row(path, error=error)
-                continue
-            folded: npt.NDArray[np.float64] = next(answers)
-            best = int(folded.argmax())
-            character, confidence = fold.characters[best], float(folded[best])
-            status = "ok" if confidence >= settings.min_confidence else "rejected"
-            yield Row(path, character, str(ord(character)), f"{confidence:.4f}", status)
-
-
-def csv_writer(stream: IO[str]) -> Callable[[Row], None]:
-    """A function that writes rows as RFC 4180 asks, after the header."""
-    writer = csv.writer(stream)
-    writer.writerow(HEADER)
-    return writer.writerow
-
-
-def ascii_writer(stream: IO[str]) -> Callable[[Row], None]:
-    """A function that writes `065, path` for a row that is ok and names the others on stderr."""
-
-    def write(row: Row) -> None:
-        if row.status == "ok":
-            stream.write(f"{int(row.ascii):03d}, {row.path}\n")
-        else:
-            log.warning("skipped %s: %s", row.path, row.error or f"confidence {row.confidence} is below --min-confidence")
-
-    return write
-
-
-WRITERS = {"csv": csv_writer, "ascii": ascii_writer}
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears under `path` once it is complete, and not at all if anything fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def to_file(settings: Settings, output: Path, scorer: Scorer) -> int:
+    """Score a shard of a run that writes `output`, and merge if it was the last; returns the exit code. Raises FAULTS, Stopped."""
+    rows_depend_on = {
+        "input": str(settings.input),
+        "model": {"file": settings.model.name, "version": scorer.recognizer.version},
+        "alphabet": settings.alphabet,
+        "min_confidence": settings.min_confidence,
+        "format": settings.format,
+        "escape_formulas": settings.escape_formulas,
+        "shards": settings.shards,
+    }
+    plan = None
+    if settings.run is not None:
+        folder = run_folder(output, settings.run)
+        plan = read_plan(folder)  # before the look at the result: a merge writes that first, and then removes the plan
+        result = merged(output)
+        if result is not None and result.get("run") == settings.run:
+            check(result | {"input": str(settings.input)}, rows_depend_on, str(output), "name another --run")
+            remove_run(folder)
+            log.info("run %s is complete already: %s", settings.run, output)
+            return exit_code(settings, result["pictures"])
+    plan = plan or make_plan(output, settings.run, settings.shards, rows_depend_on, settings.folders())
+    run = Run(output, plan)
+    check(plan.settings, rows_depend_on, str(run.folder), "finish it with the same settings, or delete it")
+    others = [path.name for path in unfinished(output) if path != run.folder]
+    if others:
+        log.info("other runs of %s are unfinished, delete what is not wanted: %s", output, ", ".join(others))
+    warn_of_samples(settings, Path(plan.folder))
     try:
-        # A name that is not UTF-8 is written with its bytes as \udcXX, so that the file is.
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        return finish(settings, run, scorer)
+    except FAULTS as error:
+        if run.is_merged():
+            log.info("%s is complete", output)
+            return exit_code(settings, plan.pictures)
+        kept = f"{run.done(settings.shard):,} of {run.pictures(settings.shard):,} pictures"
+        raise Stopped(f"{reason(error)} after {kept}; the same command goes on from there") from error
 
 
-def progress(rows: Iterable[Row], total: int) -> Iterator[Row]:
-    """Pass rows on; a bar on a terminal, else a line of the log every PROGRESS_S."""
-    if sys.stderr.isatty():
-        yield from tqdm(rows, total=total, unit="img")
-        return
-    started = said = time.perf_counter()
-    for done, row in enumerate(rows, 1):
-        yield row
-        now = time.perf_counter()
-        if now - said >= PROGRESS_S:
-            speed = done / (now - started)
-            log.info("%d of %d pictures, %.0f a second, %.0f s left", done, total, speed, (total - done) / speed)
-            said = now
+def finish(settings: Settings, run: Run, scorer: Scorer) -> int:
+    """Complete the shard and, if it is the last, the run; a shard whose rows were damaged meanwhile is scored once more."""
+
+    def describe(counts: Counter[str], seconds: float) -> dict[str, Any]:
+        log.info(summary(counts, seconds))
+        return run.plan.settings | {
+            "input": run.plan.folder,
+            "pictures": run.plan.pictures,
+            "counts": {status: counts[status] for status in STATUSES},
+            "seconds": round(seconds, 3),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__},
+        }
+
+    score_shard(settings, run, settings.shard, scorer)
+    repaired = set()
+    while not (missing := run.missing()):
+        try:
+            run.merge(header(settings.format), settings.keep_old, describe)
+            log.info("wrote %s", run.output)
+            break
+        except DamagedShard as damage:
+            if damage.shard in repaired or run.is_merged():
+                raise
+            log.warning("%s: it begins anew", damage)
+            repaired.add(damage.shard)
+            run.forget(damage.shard)
+            score_shard(settings, run, damage.shard, scorer)
+    else:
+        log.info("shard %d of %d is complete; not yet: %s", settings.shard, settings.shards, ", ".join(map(str, missing)))
+    return exit_code(settings, run.plan.pictures)
 
 
-def set_aside(path: Path) -> None:
-    """Rename an earlier result, and its .meta.json, after the time it was written, so that the new one replaces nothing."""
-    if not path.exists():
-        return
-    written = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    for old in (path, meta_path(path)):
-        if old.exists():
-            old.rename(old.with_name(old.name.replace(path.stem, f"{path.stem}.{written}", 1)))
-    log.info("the earlier result is kept as %s", path.with_name(f"{path.stem}.{written}{path.suffix}"))
+def score_shard(settings: Settings, run: Run, shard: int, scorer: Scorer) -> None:
+    """Bring a shard from where its marker says it is to its end. Its marker is put anew even if nothing is left to do."""
 
+    def others() -> str:
+        return f"; all shards: {sum(map(run.done, range(settings.shards))):,} of {run.plan.pictures:,}" if settings.shards > 1 else ""
 
-def meta_path(output: Path) -> Path:
-    return output.with_name(f"{output.name}.meta.json")
+    marker = run.resume(shard)
+    total = run.pictures(shard)
+    label = f"shard {shard} of {settings.shards}: " if settings.shards > 1 else ""
+    if marker.done:
+        log.info("%sgoing on after %s of %s pictures", label, f"{marker.done:,}", f"{total:,}")
+    rows = scorer.rows(islice(run.paths(shard), marker.done, None), Path(run.plan.folder))
+    with Attempt(run, marker) as attempt:
+        for block in progress(rows, total, marker.done, label, others):
+            attempt.add(encode(block, settings.format, settings.escape_formulas), Counter(row.status for row in block))
+        attempt.save(complete=True)
 
 
 def run(settings: Settings) -> int:
-    """Score the directory; returns the exit code. Raises UsageError, ModelError, OSError."""
-    started = time.perf_counter()
+    """Score the directory; returns the exit code. Raises UsageError, Stopped, FAULTS."""
     if not settings.input.is_dir():
         raise UsageError(f"--input {settings.input}: there is no such folder")
     if settings.output is not None and settings.output.is_dir():
         raise UsageError(f"--output {settings.output} is a folder; name a file")
-    counts: Counter[str] = Counter(ok=0, rejected=0, error=0)
-    with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(decoders(settings.processes))
+    if settings.output is None and (settings.shards > 1 or settings.run is not None):
+        raise UsageError("--shards and --run need --output")
+    if settings.shard not in range(settings.shards):
+        raise UsageError(f"--shard {settings.shard} is not one of --shards {settings.shards}: 0 to {settings.shards - 1}")
+    with decoders(settings.processes) as pool:
         recognizer = Recognizer(settings.model)
         try:
             recognizer.fold(settings.alphabet)
         except UnknownAlphabet as error:
             raise UsageError(f"--alphabet: {error}") from error
+        scorer = Scorer(recognizer, pool, settings.processes, settings.alphabet, settings.min_confidence)
         if settings.output is None:
-            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
-            stream: IO[str] = sys.stdout
-        else:
-            try:
-                stream = stack.enter_context(atomic(settings.output))
-            except OSError as error:
-                raise UsageError(f"--output {settings.output} cannot be written: {error.strerror}") from error
-        folder = settings.input
-        paths = find_pictures(folder)
-        if not paths and settings.if_empty == "samples":
-            folder = SAMPLES
-            log.warning("no picture found below %s: scoring the bundled samples instead", settings.input)
-            paths = find_pictures(folder)
-        write = WRITERS[settings.format](stream)
-        for row in progress(rows(settings, recognizer, paths, pool), len(paths)):
-            write(row)
-            counts[row.status] += 1
-        stream.flush()
-        if settings.keep_old and settings.output is not None:
-            set_aside(settings.output)
-    seconds = time.perf_counter() - started
-    log.info("%d pictures in %.1f s: %s", len(paths), seconds, ", ".join(f"{n} {status}" for status, n in counts.items()))
-    if settings.output is not None:
-        meta = {
-            "input": str(folder),
-            "model": {"file": settings.model.name, "version": recognizer.version},
-            "alphabet": settings.alphabet,
-            "min_confidence": settings.min_confidence,
-            "pictures": len(paths),
-            "counts": dict(counts),
-            "seconds": round(seconds, 3),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "opencv": cv2.__version__},
-        }
-        with atomic(meta_path(settings.output)) as stream:
-            json.dump(meta, stream, indent=2)
-        log.info("wrote %s", settings.output)
-    if not paths:
-        log.warning("no picture found below %s (looked for %s)", settings.input, ", ".join(SUFFIXES))
-        return NO_PICTURES
-    return DONE
+            return to_stdout(settings, scorer)
+        return to_file(settings, settings.output, scorer)
+
+
+def reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, BrokenProcessPool):
+        return "a decoding process was killed, perhaps for lack of memory (try --processes 1)"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def at_least_one(text: str) -> int:
@@ -256,43 +235,62 @@ def probability(text: str) -> float:
     return value
 
 
+def run_name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """End the run, once: a second signal must not end what keeps its work."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.batch", description="Score a directory of pictures, one CSV row a picture.")
     parser.add_argument("--input", type=Path, default=SAMPLES, help="the directory, searched recursively; default: the bundled samples")
     parser.add_argument("--output", type=Path, help="the file to write, with FILE.meta.json beside it; default: standard output")
     parser.add_argument("--alphabet", default=DEFAULT_ALPHABET, help=f"one of {', '.join(ALPHABET_NAMES)}; default: %(default)s")
-    parser.add_argument("--format", choices=sorted(WRITERS), default="csv", help="ascii: lines as '065, path'; default: %(default)s")
+    parser.add_argument("--format", choices=FORMATS, default="csv", help="ascii: lines as '065, path'; default: %(default)s")
     parser.add_argument("--min-confidence", type=probability, default=0.0, metavar="P", help="answers below P get the status 'rejected'")
     parser.add_argument("--if-empty", choices=("fail", "samples"), default="fail", help="samples: without any picture, score the bundled samples")
     parser.add_argument("--keep-old", action="store_true", help="an earlier FILE keeps its content under a name with its time")
+    parser.add_argument(
+        "--escape-formulas", action="store_true", help="a path that a spreadsheet would run gets a ' before it, and then is not the file's name"
+    )
+    parser.add_argument("--run", type=run_name, metavar="ID", help="names the run, whose pictures are listed once; default: by the pictures")
+    parser.add_argument("--shards", type=at_least_one, default=1, metavar="N", help="in how many parts the run is scored; default: %(default)s")
+    parser.add_argument(
+        "--shard",
+        type=int,
+        default=os.environ.get("JOB_COMPLETION_INDEX", "0"),
+        metavar="I",
+        help="the part to score, 0 to N-1; default: JOB_COMPLETION_INDEX, else 0; whoever completes the last one writes FILE",
+    )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="the exported model")
     parser.add_argument(
         "--processes", type=at_least_one, default=cores(), help="that decode, and as many threads that score; default: the cores, %(default)s"
     )
     settings = Settings(**vars(parser.parse_args(argv)))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         return run(settings)
     except UsageError as error:
         log.error("batch: %s", error)
         return WRONG_USE
-    except KeyboardInterrupt:
-        log.error("batch: interrupted; nothing was written")
-        return FAILED
     except BrokenPipeError:  # the reader of standard output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except BrokenProcessPool:
-        log.error("batch: a decoding process was killed, perhaps for lack of memory; try --processes 1")
-        return FAILED
-    except TimeoutError:
-        log.error("batch: no picture was decoded for %.0f s; nothing was written", CHUNK_TIMEOUT_S)
-        return FAILED
-    except (ModelError, OSError) as error:
-        log.error("batch: %s", error)
+    except (Stopped, *FAULTS) as error:
+        log.error("batch: %s", reason(error))
         return FAILED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == FAILED:
+        os._exit(code)  # Python would wait for a decoder that hangs in a read which nothing ends, and flush to who has gone
+    sys.exit(code)

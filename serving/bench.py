@@ -26,9 +26,9 @@ from handlers.picture import decode
 from handlers.preprocessing import read_image
 from handlers.protocol import answer_rows
 from handlers.recognizer import ModelError, Recognizer
-from serving.batch import CHUNKS_AHEAD, Settings, rows, score_all
 from serving.package import DEFAULT_MODEL
 from serving.pictures import CHUNK, Chunk, cores, decode_all, decoders
+from serving.rows import CHUNKS_AHEAD, Scorer, score_all
 
 SAMPLE = Path(__file__).resolve().parent / "samples" / "3_clean.png"
 ROUNDS = 5  # the figure is the median of so many
@@ -74,18 +74,18 @@ def one_picture(recognizer: Recognizer) -> None:
         print(f"{name + ': bytes to JSON':<36} {whole:8.3f} ms   preparation + network / this = {(prepared + net) / whole:.2f}")
 
 
-def whole_folder(recognizer: Recognizer, model: Path, name: str, data: bytes, count: int) -> None:
+def whole_folder(recognizer: Recognizer, name: str, data: bytes, count: int) -> None:
     """Print the batch program's speed beside that of decoding alone and the network alone, on all cores."""
-    chunks = [Chunk(np.repeat(read_image(data)[None], CHUNK, axis=0), [""] * CHUNK)] * (count // CHUNK)
+    chunks = [Chunk([""] * CHUNK, np.repeat(read_image(data)[None], CHUNK, axis=0), [""] * CHUNK)] * (count // CHUNK)
     with tempfile.TemporaryDirectory() as folder, decoders(cores()) as pool:
         paths = [f"{folder}/{number:06d}" for number in range(count)]
         for path in paths:
             Path(path).write_bytes(data)
-        settings = Settings(Path(folder), None, "alnum", "csv", 0.0, model, cores())
+        scorer = Scorer(recognizer, pool, cores(), "alnum", 0.0)
         parts: dict[str, Callable[[], object]] = {
-            "decode": lambda: sum(1 for _ in decode_all(paths, SIZE, pool, CHUNKS_AHEAD * cores())),
+            "decode": lambda: sum(1 for _ in decode_all(paths, Path(folder), SIZE, pool, CHUNKS_AHEAD * cores())),
             "network": lambda: sum(1 for _ in score_all(recognizer, chunks, cores())),
-            "batch": lambda: sum(1 for _ in rows(settings, recognizer, paths, pool)),
+            "batch": lambda: sum(1 for _ in scorer.rows(paths, Path(folder))),
         }
         speeds: dict[str, list[float]] = {part: [] for part in parts}
         for _ in range(ROUNDS):
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\nAll cores, {arguments.pictures} pictures, pictures/s:")
     print(f"{'':<20}{'decode':>12}{'network':>12}{'batch':>12}{'of limit':>12}")
     for name, data in (("28-pixel PNG", SAMPLE.read_bytes()), ("200-pixel JPEG", photo(200))):
-        whole_folder(recognizer, arguments.model, name, data, arguments.pictures)
+        whole_folder(recognizer, name, data, arguments.pictures)
     return 0
 
 

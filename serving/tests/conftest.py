@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,15 @@ def server(mar):
         patch.setenv("TS_ENABLE_MODEL_API", "true")  # so that a test can add a model; it is off in the product
         with running(mar) as server:
             yield server
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """A function that starts the batch program as a process of its own, with statements run before it, as to shorten a time limit."""
+
+    def start(arguments, before="", **options):
+        modules = "serving.pictures, serving.rows, serving.shards"
+        program = f"import runpy, {modules}; {before or 'pass'}; runpy.run_module('serving.batch', run_name='__main__')"
+        return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stderr=subprocess.PIPE, text=True, **options)
+
+    return start

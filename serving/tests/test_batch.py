@@ -2,10 +2,13 @@ import csv
 import io
 import json
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from serving import batch
-from serving.batch import DONE, HEADER, NO_PICTURES, WRONG_USE
+from serving import batch, rows
+from serving.batch import DONE, NO_PICTURES, WRONG_USE
 from serving.pictures import find_pictures
+from serving.rows import Row
+from serving.shards import meta_path
 
 PICTURES = 150  # more than two chunks, so that processes decode
 
@@ -52,7 +57,7 @@ def run(*arguments, expect=DONE):
 
 def parse(text):
     rows = list(csv.reader(io.StringIO(text, newline="")))
-    assert tuple(rows[0]) == HEADER
+    assert tuple(rows[0]) == Row._fields
     return rows[1:]
 
 
@@ -65,7 +70,6 @@ def test_the_contract_of_the_csv(folder, recognizer, tmp_path):
     names = [row[0] for row in rows]
     expected = [p.encode("utf-8", "backslashreplace").decode() for p in find_pictures(folder)]
     assert names == expected
-    assert find_pictures(folder) == sorted(find_pictures(folder))
     by_name = {name.removeprefix(f"{folder}/"): row for name, row in zip(names, rows, strict=True)}
     for name in ('a name, with "quotes".png', "new\nline.png", "Ünï.png", "not-utf-8-\\udcff.png", "box0/000.png"):
         assert by_name[name][4] == "ok"
@@ -146,6 +150,9 @@ def test_without_arguments_the_samples_are_scored():
         (["--format", "xml"], "invalid choice"),
         (["--processes", "0"], "at least 1"),
         (["--inptu", "x"], "unrecognized arguments"),
+        (["--shards", "2"], "--shards and --run need --output"),
+        (["--shards", "2", "--shard", "2", "--output", "x.csv"], "0 to 1"),
+        (["--run", "", "--output", "x.csv"], "is empty"),
     ],
 )
 def test_wrong_use_is_exit_code_2(arguments, message, capsys, caplog):
@@ -202,14 +209,15 @@ def long_run(tmp_path, emnist):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing_behind(long_run, number):
+def test_an_interrupted_run_leaves_the_result_alone_and_can_go_on(long_run, number):
     process, output = long_run
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert stderr == "batch: interrupted; nothing was written\n"
-    assert [p.name for p in output.iterdir()] == ["out.csv"]
+    assert re.fullmatch(r"batch: interrupted after [0-9,]+ of 3,000 pictures; the same command goes on from there\n", stderr), stderr
+    (folder,) = output.glob("out.csv.run-*")
     assert (output / "out.csv").read_text() == "the old one"
+    assert folder.is_dir()
 
 
 def test_a_killed_decoder_is_one_clear_line(long_run):
@@ -218,14 +226,63 @@ def test_a_killed_decoder_is_one_clear_line(long_run):
     max(decoders, key=lambda p: p.cpu_times().user).kill()
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert stderr == "batch: a decoding process was killed, perhaps for lack of memory; try --processes 1\n"
-    assert [p.name for p in output.iterdir()] == ["out.csv"]
+    assert stderr.startswith("batch: a decoding process was killed, perhaps for lack of memory (try --processes 1) after ")
+    assert stderr.count("\n") == 1
+    assert (output / "out.csv").read_text() == "the old one"
+
+
+def test_decoders_that_hang_are_not_waited_for(long_run, launch):
+    process, _ = long_run
+    process.kill()
+    with launch(process.args[3:], "serving.pictures.CHUNK_TIMEOUT_S = 2") as hanging:
+        while len(decoders := psutil.Process(hanging.pid).children()) < 2:
+            time.sleep(0.05)
+        time.sleep(1)
+        for decoder in decoders:
+            decoder.suspend()
+        _, stderr = hanging.communicate(timeout=30)
+    assert hanging.returncode == 1
+    assert stderr.splitlines()[-1].startswith("batch: no picture was decoded for 2 s after ")
+    assert not any(decoder.is_running() and decoder.status() != psutil.STATUS_ZOMBIE for decoder in decoders)
+
+
+def test_a_full_disk_behind_standard_output_is_one_clear_line(folder):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "serving.batch", "--input", folder], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"batch: No space left on device\n"
+
+
+def test_a_picture_of_500_megapixels_is_a_row(tmp_path):
+    def part(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    lines = zlib.compressobj()
+    pixels = b"".join(lines.compress(bytes(1 + 25_000 // 8)) for _ in range(20_000)) + lines.flush()
+    head = struct.pack(">IIBBBBB", 25_000, 20_000, 1, 0, 0, 0, 0)
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", pixels) + part(b"IEND", b""))
+    assert (tmp_path / "huge.png").stat().st_size < 1_000_000
+    (row,) = parse(run("--input", tmp_path)[0])
+    assert row[4:] == ["error", "image_too_large: too many pixels; at most 64 million are read"]
+
+
+def test_paths_that_a_spreadsheet_would_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("=1+1", "-x", "plain"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"junk")
+    for name, escaped in (("=1+1", "'=1+1/a.png"), ("-x", "'-x/a.png"), ("plain", "plain/a.png")):
+        for flags, expected in (([], f"{name}/a.png"), (["--escape-formulas"], escaped)):
+            assert batch.main([f"--input={name}", "--output", "out.csv", *flags]) == 0
+            assert parse(Path("out.csv").read_text())[0][0] == expected
 
 
 def test_a_reader_that_goes_away(folder):
     command = f"{sys.executable} -m serving.batch --input '{folder}' | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == ",".join(HEADER) + "\n" or done.stdout.strip() == ",".join(HEADER)
+    assert done.stdout == ",".join(Row._fields) + "\n" or done.stdout.strip() == ",".join(Row._fields)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 
@@ -236,7 +293,7 @@ def test_an_empty_folder_can_stand_for_the_samples(tmp_path, caplog):
     call = ["--input", str(tmp_path / "pictures"), "--output", str(output)]
     assert batch.main([*call, "--if-empty", "samples"]) == 0
     assert len(list(csv.DictReader(output.open(newline="")))) == len(list(batch.SAMPLES.iterdir()))
-    assert json.loads(batch.meta_path(output).read_text())["input"] == str(batch.SAMPLES)
+    assert json.loads(meta_path(output).read_text())["input"] == str(batch.SAMPLES)
     assert "scoring the bundled samples instead" in caplog.text
     assert batch.main(call) == 3
 
@@ -257,9 +314,9 @@ def test_an_earlier_result_is_kept_when_asked(tmp_path):
 
 
 def test_progress_is_logged_where_there_is_no_terminal(tmp_path, emnist, monkeypatch, caplog):
-    monkeypatch.setattr(batch, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(rows, "PROGRESS_S", 0.0)
     for number in range(3):
         Image.fromarray(emnist.images[number].numpy()).save(tmp_path / f"{number}.png")
     with caplog.at_level("INFO"):
         assert batch.main(["--input", str(tmp_path), "--output", str(tmp_path / "out.csv")]) == 0
-    assert "2 of 3 pictures, " in caplog.text
+    assert "3 of 3 pictures, " in caplog.text
