@@ -103,7 +103,7 @@ def to_stdout(settings: Settings, scorer: Scorer) -> int:
 
 def to_file(settings: Settings, output: Path, scorer: Scorer) -> int:
     """Score a shard of a run that writes `output`, and merge if it was the last; returns the exit code. Raises FAULTS, Stopped."""
-    rows_depend_on = {
+    shared = {
         "input": str(settings.input),
         "model": {"file": settings.model.name, "version": scorer.recognizer.version},
         "alphabet": settings.alphabet,
@@ -118,13 +118,13 @@ def to_file(settings: Settings, output: Path, scorer: Scorer) -> int:
         plan = read_plan(folder)  # before the look at the result: a merge writes that first, and then removes the plan
         result = merged(output)
         if result is not None and result.get("run") == settings.run:
-            check(result | {"input": str(settings.input)}, rows_depend_on, str(output), "name another --run")
+            check(result | {"input": str(settings.input)}, shared, str(output), "name another --run")
             remove_run(folder)
             log.info("run %s is complete already: %s", settings.run, output)
             return exit_code(settings, result["pictures"])
-    plan = plan or make_plan(output, settings.run, settings.shards, rows_depend_on, settings.folders())
+    plan = plan or make_plan(output, settings.run, settings.shards, shared, settings.folders())
     run = Run(output, plan)
-    check(plan.settings, rows_depend_on, str(run.folder), "finish it with the same settings, or delete it")
+    check(plan.settings, shared, str(run.folder), "finish it with the same settings, or delete it")
     others = [path.name for path in unfinished(output) if path != run.folder]
     if others:
         log.info("other runs of %s are unfinished, delete what is not wanted: %s", output, ", ".join(others))
@@ -143,7 +143,6 @@ def finish(settings: Settings, run: Run, scorer: Scorer) -> int:
     """Complete the shard and, if it is the last, the run; a shard whose rows were damaged meanwhile is scored once more."""
 
     def describe(counts: Counter[str], seconds: float) -> dict[str, Any]:
-        log.info(summary(counts, seconds))
         return run.plan.settings | {
             "input": run.plan.folder,
             "pictures": run.plan.pictures,
@@ -156,9 +155,9 @@ def finish(settings: Settings, run: Run, scorer: Scorer) -> int:
     repaired = set()
     while not (missing := run.missing()):
         try:
-            run.merge(header(settings.format), settings.keep_old, describe)
-            log.info("wrote %s", run.output)
-            break
+            facts = run.merge(header(settings.format), settings.keep_old, describe)
+            log.info("%s; wrote %s", summary(Counter(facts["counts"]), facts["seconds"]), run.output)
+            return exit_code(settings, run.plan.pictures)
         except DamagedShard as damage:
             if damage.shard in repaired or run.is_merged():
                 raise
@@ -166,6 +165,9 @@ def finish(settings: Settings, run: Run, scorer: Scorer) -> int:
             repaired.add(damage.shard)
             run.forget(damage.shard)
             score_shard(settings, run, damage.shard, scorer)
+    if run.is_merged():  # by another, which has removed what was looked for
+        remove_run(run.folder)
+        log.info("%s is complete", run.output)
     else:
         log.info("shard %d of %d is complete; not yet: %s", settings.shard, settings.shards, ", ".join(map(str, missing)))
     return exit_code(settings, run.plan.pictures)

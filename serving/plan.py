@@ -103,12 +103,15 @@ class Plan:
 
     token: str  # of this plan alone
     run: str
-    shards: int
-    settings: dict[str, Any]  # that the rows depend on
+    settings: dict[str, Any]  # that all shards must share
     folder: str  # whose pictures are listed
     pictures: int
     listing: str  # its sha256
     cuts: list[Cut]
+
+    @property
+    def shards(self) -> int:
+        return len(self.cuts) - 1
 
 
 def run_folder(output: Path, run: str) -> Path:
@@ -175,7 +178,7 @@ def make_plan(output: Path, run: str | None, shards: int, settings: dict[str, An
                 break
         run = run or listing.identity
         place = run_folder(output, run)
-        plan = Plan(unique(), run, shards, settings, str(folder), listing.pictures, listing.sha256, listing.cuts(shards))
+        plan = Plan(unique(), run, settings, str(folder), listing.pictures, listing.sha256, listing.cuts(shards))
         return read_plan(place) or publish(place, plan, stream)
 
 

@@ -159,10 +159,11 @@ class Run:
         """
         return [shard for shard in range(self.plan.shards) if not self.marker_path(shard, True).exists()]
 
-    def merge(self, header: bytes, keep_old: bool, describe: Callable[[Counter[str], float], dict[str, Any]]) -> None:
-        """Put the rows of all shards together as the output, then its .meta.json, then remove the folder.
+    def merge(self, header: bytes, keep_old: bool, describe: Callable[[Counter[str], float], dict[str, Any]]) -> dict[str, Any]:
+        """Put the rows of all shards together as the output, write its .meta.json, remove the folder; returns what .meta.json holds.
 
-        Several may merge at once: they write the same bytes. Raises DamagedShard, OSError.
+        `describe` gives its first part from the counts and seconds of all shards. Several may merge at once: they write the
+        same rows. Raises DamagedShard, OSError.
         """
         markers = [self.marker(shard) for shard in range(self.plan.shards)]
         part, digest = self.folder / f"part-{unique()}", hashlib.sha256(header)
@@ -182,10 +183,10 @@ class Run:
         for marker in markers:
             counts.update(marker.counts or {})
         facts = describe(counts, sum(marker.seconds for marker in markers))
-        names = {"run": self.plan.run, "plan": self.plan.token, "shards": self.plan.shards}
-        facts |= names | {"sha256": digest.hexdigest(), "listing_sha256": self.plan.listing}
+        facts |= {"run": self.plan.run, "plan": self.plan.token, "sha256": digest.hexdigest(), "listing_sha256": self.plan.listing}
         self.put(meta_path(self.output), json.dumps(facts, indent=2).encode())
         remove_run(self.folder)
+        return facts
 
     def set_aside(self, sha256: str) -> None:
         """Keep an earlier output of other content, and its .meta.json, under a name with the time it was written.
@@ -230,15 +231,13 @@ class Attempt:
         while left:
             left = left[self._stream.write(left) :]
         self._digest.update(rows)
-        old = self._marker
-        done = old.done + counts.total()
-        size = (old.segments[-1].bytes if len(old.segments) > len(self._before.segments) else 0) + len(rows)
-        segment = Segment(self._file.name, size, self._digest.hexdigest(), done - self._before.done)
+        done = self._marker.done + counts.total()
+        segment = Segment(self._file.name, self._stream.tell(), self._digest.hexdigest(), done - self._before.done)
         self._marker = replace(
-            old,
+            self._before,
             done=done,
             segments=(*self._before.segments, segment),
-            counts=dict(Counter(old.counts) + counts),
+            counts=dict(Counter(self._marker.counts) + counts),
             seconds=self._before.seconds + time.monotonic() - self._started,
         )
         if time.monotonic() - self._saved >= CHECKPOINT_S:
