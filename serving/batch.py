@@ -277,8 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     settings = Settings(**vars(parser.parse_args(argv)))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return run(settings)
     except UsageError as error:
@@ -289,6 +288,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Stopped, *FAULTS) as error:
         log.error("batch: %s", reason(error))
         return FAILED
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
