@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +32,7 @@ from handlers.recognizer import ModelError, Recognizer
 from serving.package import DEFAULT_MODEL
 from serving.pictures import CHUNK, Chunk, cores, decode_all, decoders
 from serving.rows import CHUNKS_AHEAD, Scorer, score_all
+from serving.shards import meta_path
 
 SAMPLE = Path(__file__).resolve().parent / "samples" / "3_clean.png"
 ROUNDS = 5  # the figure is the median of so many
@@ -74,13 +78,19 @@ def one_picture(recognizer: Recognizer) -> None:
         print(f"{name + ': bytes to JSON':<36} {whole:8.3f} ms   preparation + network / this = {(prepared + net) / whole:.2f}")
 
 
+def pictures_in(folder: Path, data: bytes, count: int) -> list[str]:
+    """Write the same picture `count` times."""
+    paths = [f"{folder}/{number:06d}.picture.png" for number in range(count)]
+    for path in paths:
+        Path(path).write_bytes(data)
+    return paths
+
+
 def whole_folder(recognizer: Recognizer, name: str, data: bytes, count: int) -> None:
     """Print the batch program's speed beside that of decoding alone and the network alone, on all cores."""
     chunks = [Chunk([""] * CHUNK, np.repeat(read_image(data)[None], CHUNK, axis=0), [""] * CHUNK)] * (count // CHUNK)
     with tempfile.TemporaryDirectory() as folder, decoders(cores()) as pool:
-        paths = [f"{folder}/{number:06d}" for number in range(count)]
-        for path in paths:
-            Path(path).write_bytes(data)
+        paths = pictures_in(Path(folder), data, count)
         scorer = Scorer(recognizer, pool, cores(), "alnum", 0.0)
         parts: dict[str, Callable[[], object]] = {
             "decode": lambda: sum(1 for _ in decode_all(paths, Path(folder), SIZE, pool, CHUNKS_AHEAD * cores())),
@@ -93,9 +103,54 @@ def whole_folder(recognizer: Recognizer, name: str, data: bytes, count: int) -> 
                 started = time.perf_counter()
                 call()
                 speeds[part].append(count / (time.perf_counter() - started))
-    ratio = statistics.median(b / min(d, n) for b, d, n in zip(speeds["batch"], speeds["decode"], speeds["network"], strict=True))
-    decode_s, network_s, batch_s = (statistics.median(values) for values in speeds.values())
-    print(f"{name:<20}{decode_s:>12,.0f}{network_s:>12,.0f}{batch_s:>12,.0f}{ratio:>12.2f}")
+    rounds = list(zip(speeds["decode"], speeds["network"], speeds["batch"], strict=True))
+    of_slower = statistics.median(batch / min(decoding, network) for decoding, network, batch in rounds)
+    of_shared = statistics.median(batch * (1 / decoding + 1 / network) for decoding, network, batch in rounds)
+    decoding, network, batch = (statistics.median(values) for values in zip(*rounds, strict=True))
+    core_hours = cores() / batch * 1e6 / 3600
+    print(f"{name:<20}{decoding:>12,.0f}{network:>12,.0f}{batch:>12,.0f}{of_slower:>12.2f}{of_shared:>12.2f}{core_hours:>20.2f}")
+
+
+def command(model: Path, folder: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "serving.batch", "--model", str(model), "--input", folder, "--processes", "1", *arguments]
+
+
+def in_shards(model: Path, data: bytes, count: int) -> None:
+    """Print how much faster two shards are than one, each a process on a core of its own."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as results:
+        pictures_in(Path(folder), data, count)
+        seconds, walls = [], []
+        for shards in (1, 2):
+            output = Path(results) / f"{shards}.csv"
+            started = time.perf_counter()
+            processes = [
+                subprocess.Popen(
+                    ["taskset", "--cpu-list", str(core), *command(model, folder, "--output", str(output), f"--shards={shards}", f"--shard={shard}")],
+                    stderr=subprocess.DEVNULL,
+                )
+                for shard, core in enumerate(sorted(os.sched_getaffinity(0))[:shards])
+            ]
+            for process in processes:
+                process.wait()
+            walls.append(time.perf_counter() - started)
+            seconds.append(json.loads(meta_path(output).read_bytes())["seconds"] / shards)
+    print(f"two shards on two cores beside one on one: {seconds[0] / seconds[1]:.2f} times as fast; with the start, {walls[0] / walls[1]:.2f}")
+
+
+def first_row(model: Path, data: bytes, count: int) -> None:
+    """Print how long it takes from the start of the program to its first row."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures_in(Path(folder), data, count)
+        waits = []
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            with subprocess.Popen(command(model, folder), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+                assert process.stdout is not None
+                process.stdout.readline()  # the header
+                process.stdout.readline()
+                waits.append(time.perf_counter() - started)
+                process.kill()
+    print(f"start to the first row, of {count:,} pictures: {statistics.median(waits):.1f} s")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,10 +166,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{platform.machine()}, {cores()} cores, torch {torch.__version__}, OpenCV {cv2.__version__}, medians of {ROUNDS} rounds")
     print("\nOne core:")
     one_picture(recognizer)
-    print(f"\nAll cores, {arguments.pictures} pictures, pictures/s:")
-    print(f"{'':<20}{'decode':>12}{'network':>12}{'batch':>12}{'of limit':>12}")
-    for name, data in (("28-pixel PNG", SAMPLE.read_bytes()), ("200-pixel JPEG", photo(200))):
-        whole_folder(recognizer, name, data, arguments.pictures)
+    print("\nA folder on all cores, pictures/s:")
+    print(f"{'':<20}{'decode':>12}{'network':>12}{'batch':>12}{'of slower':>12}{'of shared':>12}{'core-hours/million':>20}")
+    small = SAMPLE.read_bytes()
+    whole_folder(recognizer, "28-pixel PNG", small, arguments.pictures)
+    whole_folder(recognizer, "200-pixel JPEG", photo(200), arguments.pictures)
+    whole_folder(recognizer, "12-megapixel photo", photo(3464), arguments.pictures // 16)
+    print()
+    if cores() > 1:
+        in_shards(arguments.model, photo(200), 4 * arguments.pictures)
+    first_row(arguments.model, small, 20_000)
     return 0
 
 

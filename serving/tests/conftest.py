@@ -1,4 +1,4 @@
-"""One service of the committed model for all tests of this folder."""
+"""One service of the committed model for all tests of this folder, and folders of pictures for the batch program."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from batch_runs import PICTURES, fill
+from PIL import Image
 
+from serving import batch
 from serving.local import running
 from serving.package import package
+from serving.pictures import CHUNK
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +41,36 @@ def launch():
         return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stderr=subprocess.PIPE, text=True, **options)
 
     return start
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, emnist):
+    """Some hundred different pictures."""
+    folder = tmp_path_factory.mktemp("images")
+    for number, image in enumerate(emnist.images.numpy()):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def pictures(tmp_path, images):
+    return fill(tmp_path / "pictures", images, PICTURES)
+
+
+@pytest.fixture
+def small(tmp_path, images):
+    return fill(tmp_path / "small", images, 4 * CHUNK)
+
+
+@pytest.fixture
+def call(tmp_path, caplog):
+    """A function that runs the program here; `output` is its result's path."""
+    caplog.set_level("INFO")
+    output = tmp_path / "out" / "out.csv"
+    output.parent.mkdir()
+
+    def run(folder, *arguments):
+        return batch.main(["--input", str(folder), "--output", str(output), *map(str, arguments)])
+
+    run.output = output
+    return run

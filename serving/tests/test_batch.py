@@ -1,23 +1,16 @@
 import csv
-import io
 import json
 import os
-import re
-import signal
-import struct
 import subprocess
 import sys
-import time
-import zlib
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
+from batch_runs import parse, run
 from PIL import Image
 
 from serving import batch, rows
-from serving.batch import DONE, NO_PICTURES, WRONG_USE
+from serving.batch import NO_PICTURES, WRONG_USE
 from serving.pictures import find_pictures
 from serving.rows import Row
 from serving.shards import meta_path
@@ -45,20 +38,6 @@ def folder(tmp_path_factory, emnist):
     (folder / "circle").symlink_to(folder)
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     return folder
-
-
-def run(*arguments, expect=DONE):
-    command = [sys.executable, "-m", "serving.batch", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
-    assert done.returncode == expect, done.stderr.decode()
-    assert b"Traceback" not in done.stderr
-    return done.stdout.decode(), done.stderr.decode()
-
-
-def parse(text):
-    rows = list(csv.reader(io.StringIO(text, newline="")))
-    assert tuple(rows[0]) == Row._fields
-    return rows[1:]
 
 
 def test_the_contract_of_the_csv(folder, recognizer, tmp_path):
@@ -185,87 +164,6 @@ def test_a_model_that_cannot_be_read_is_exit_code_1(tmp_path):
     (tmp_path / "junk.pt").write_bytes(b"junk")
     _, stderr = run("--model", tmp_path / "junk.pt", expect=1)
     assert "is not a model" in stderr
-
-
-@pytest.fixture
-def long_run(tmp_path, emnist):
-    """A batch process in the middle of its work, and the folder of its output, where an older CSV lies."""
-    source, output = tmp_path / "in", tmp_path / "out"
-    source.mkdir()
-    output.mkdir()
-    (output / "out.csv").write_text("the old one")
-    image = np.asarray(Image.fromarray(emnist.images[0].numpy()).resize((700, 700)))
-    Image.fromarray(image).save(source / "0.png")
-    for copy in range(1, 3000):
-        os.link(source / "0.png", source / f"{copy}.png")
-    command = [sys.executable, "-m", "serving.batch", "--input", str(source), "--output", str(output / "out.csv")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while len(list(output.iterdir())) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(1)
-        yield process, output
-        process.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_the_result_alone_and_can_go_on(long_run, number):
-    process, output = long_run
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert re.fullmatch(r"batch: interrupted after [0-9,]+ of 3,000 pictures; the same command goes on from there\n", stderr), stderr
-    (folder,) = output.glob("out.csv.run-*")
-    assert (output / "out.csv").read_text() == "the old one"
-    assert folder.is_dir()
-
-
-def test_a_killed_decoder_is_one_clear_line(long_run):
-    process, output = long_run
-    decoders = [p for p in psutil.Process(process.pid).children(recursive=True) if not p.children()]
-    max(decoders, key=lambda p: p.cpu_times().user).kill()
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert stderr.startswith("batch: a decoding process was killed, perhaps for lack of memory (try --processes 1) after ")
-    assert stderr.count("\n") == 1
-    assert (output / "out.csv").read_text() == "the old one"
-
-
-def test_decoders_that_hang_are_not_waited_for(long_run, launch):
-    process, _ = long_run
-    process.kill()
-    with launch(process.args[3:], "serving.pictures.CHUNK_TIMEOUT_S = 2") as hanging:
-        while len(decoders := psutil.Process(hanging.pid).children()) < 2:
-            time.sleep(0.05)
-        time.sleep(1)
-        for decoder in decoders:
-            decoder.suspend()
-        _, stderr = hanging.communicate(timeout=30)
-    assert hanging.returncode == 1
-    assert stderr.splitlines()[-1].startswith("batch: no picture was decoded for 2 s after ")
-    assert not any(decoder.is_running() and decoder.status() != psutil.STATUS_ZOMBIE for decoder in decoders)
-
-
-def test_a_full_disk_behind_standard_output_is_one_clear_line(folder):
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "serving.batch", "--input", folder], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
-        )
-    assert done.returncode == 1
-    assert done.stderr == b"batch: No space left on device\n"
-
-
-def test_a_picture_of_500_megapixels_is_a_row(tmp_path):
-    def part(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    lines = zlib.compressobj()
-    pixels = b"".join(lines.compress(bytes(1 + 25_000 // 8)) for _ in range(20_000)) + lines.flush()
-    head = struct.pack(">IIBBBBB", 25_000, 20_000, 1, 0, 0, 0, 0)
-    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", pixels) + part(b"IEND", b""))
-    assert (tmp_path / "huge.png").stat().st_size < 1_000_000
-    (row,) = parse(run("--input", tmp_path)[0])
-    assert row[4:] == ["error", "image_too_large: too many pixels; at most 64 million are read"]
 
 
 def test_paths_that_a_spreadsheet_would_run(tmp_path, monkeypatch):

@@ -1,0 +1,175 @@
+"""Pictures, volumes, decoders and disks that vanish, hang or are full: a row or one clear line, and what was done is kept."""
+
+import csv
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from batch_runs import OFTEN, PICTURES, kept, parse, run, undisturbed, wait_until
+from PIL import Image
+
+from serving.pictures import find_pictures
+
+
+@pytest.fixture
+def long_run(tmp_path, emnist):
+    """A batch process in the middle of its work, and the folder of its output, where an older CSV lies."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    output.mkdir()
+    (output / "out.csv").write_text("the old one")
+    image = np.asarray(Image.fromarray(emnist.images[0].numpy()).resize((700, 700)))
+    Image.fromarray(image).save(source / "0.png")
+    for copy in range(1, 3000):
+        os.link(source / "0.png", source / f"{copy}.png")
+    command = [sys.executable, "-m", "serving.batch", "--input", str(source), "--output", str(output / "out.csv")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while len(list(output.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
+        yield process, output
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_the_result_alone_and_can_go_on(long_run, number):
+    process, output = long_run
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert re.fullmatch(r"batch: interrupted after [0-9,]+ of 3,000 pictures; the same command goes on from there\n", stderr), stderr
+    (folder,) = output.glob("out.csv.run-*")
+    assert (output / "out.csv").read_text() == "the old one"
+    assert folder.is_dir()
+
+
+def test_a_killed_decoder_is_one_clear_line(long_run):
+    process, output = long_run
+    decoders = [p for p in psutil.Process(process.pid).children(recursive=True) if not p.children()]
+    max(decoders, key=lambda p: p.cpu_times().user).kill()
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert stderr.startswith("batch: a decoding process was killed, perhaps for lack of memory (try --processes 1) after ")
+    assert stderr.count("\n") == 1
+    assert (output / "out.csv").read_text() == "the old one"
+
+
+def test_decoders_that_hang_are_not_waited_for(long_run, launch):
+    process, _ = long_run
+    process.kill()
+    with launch(process.args[3:], "serving.pictures.CHUNK_TIMEOUT_S = 2") as hanging:
+        while len(decoders := psutil.Process(hanging.pid).children()) < 2:
+            time.sleep(0.05)
+        time.sleep(1)
+        for decoder in decoders:
+            decoder.suspend()
+        _, stderr = hanging.communicate(timeout=30)
+    assert hanging.returncode == 1
+    assert stderr.splitlines()[-1].startswith("batch: no picture was decoded for 2 s after ")
+    assert not any(decoder.is_running() and decoder.status() != psutil.STATUS_ZOMBIE for decoder in decoders)
+
+
+def test_a_full_disk_behind_standard_output_is_one_clear_line(pictures):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "serving.batch", "--input", pictures], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"batch: No space left on device\n"
+
+
+def test_a_picture_of_500_megapixels_is_a_row(tmp_path):
+    def part(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    lines = zlib.compressobj()
+    pixels = b"".join(lines.compress(bytes(1 + 25_000 // 8)) for _ in range(20_000)) + lines.flush()
+    head = struct.pack(">IIBBBBB", 25_000, 20_000, 1, 0, 0, 0, 0)
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", pixels) + part(b"IEND", b""))
+    assert (tmp_path / "huge.png").stat().st_size < 1_000_000
+    (row,) = parse(run("--input", tmp_path)[0])
+    assert row[4:] == ["error", "image_too_large: too many pixels; at most 64 million are read"]
+
+
+def test_a_picture_that_vanishes_is_a_row(small, call):
+    same = ["--run", "one", "--shards", 2, "--shard"]
+    assert call(small, *same, 0) == 0
+    gone = list(find_pictures(small))[-1]
+    Path(gone).unlink()
+    assert call(small, *same, 1) == 0
+    *_, last = csv.reader(call.output.read_text().splitlines())
+    assert last == [gone, "", "", "", "error", "unreadable: No such file or directory"]
+
+
+def test_a_folder_that_comes_and_goes(pictures, call, launch, tmp_path):
+    """Away as a volume is: an empty mount point is left."""
+    expected = undisturbed(pictures)
+    process = launch(["--input", pictures, "--output", call.output], OFTEN)
+    wait_until(lambda: kept(call.output), process)
+    pictures.rename(tmp_path / "away")
+    pictures.mkdir()
+    line = process.stderr.readline()
+    assert f"{pictures} is empty or cannot be listed: waiting up to 60 s for it to come back" in line
+    pictures.rmdir()
+    (tmp_path / "away").rename(pictures)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert f"{pictures} is back" in stderr
+    assert call.output.read_bytes() == expected
+
+
+def test_a_folder_that_stays_away(pictures, call, launch, tmp_path):
+    expected = undisturbed(pictures)
+    process = launch(["--input", pictures, "--output", call.output], f"{OFTEN}; serving.pictures.VOLUME_TIMEOUT_S = 1")
+    wait_until(lambda: kept(call.output), process)
+    pictures.rename(tmp_path / "away")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"batch: {pictures} did not come back within 1 s after ")
+    assert last.endswith(" of 1,000 pictures; the same command goes on from there")
+    (tmp_path / "away").rename(pictures)
+    assert 0 < kept(call.output) < PICTURES
+    assert call(pictures) == 0
+    assert call.output.read_bytes() == expected
+
+
+DISK = """
+set -e
+batch() {{ {python} -m serving.batch --input {pictures} --run one --output {disk}/out.csv; }}
+mount -t tmpfs -o size=56k none {disk}
+batch && exit 50 || echo "exit $?" >&2
+mount -o remount,ro {disk}
+batch && exit 51 || echo "exit $?" >&2
+mount -o remount,rw,size=1m {disk}
+batch
+cat {disk}/out.csv
+"""
+
+
+def test_a_full_disk_and_one_that_turned_read_only(small, tmp_path):
+    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+    probe = subprocess.run([*unshare, "mount", "-t", "tmpfs", "none", tmp_path], check=False, capture_output=True)
+    if probe.returncode:
+        pytest.skip("no mount namespaces here")
+    (tmp_path / "disk").mkdir()
+    script = DISK.format(python=sys.executable, pictures=small, disk=tmp_path / "disk")
+    done = subprocess.run([*unshare, "bash", "-c", script], capture_output=True, timeout=120, check=False)
+    stderr = done.stderr.decode()
+    assert done.returncode == 0, stderr
+    assert done.stdout == undisturbed(small)
+    assert "No space left on device" in stderr
+    assert "Read-only file system" in stderr
+    assert stderr.count("exit 1\n") == 2
+    assert stderr.count("of 256 pictures; the same command goes on from there\n") == 2
+    assert "Traceback" not in stderr
