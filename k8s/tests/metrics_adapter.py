@@ -7,6 +7,7 @@ import http.server
 import json
 import re
 import ssl
+import urllib.parse
 import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +46,7 @@ def values():
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        if f"/pods/*/{METRIC}" in self.path:
+        if f"/pods/*/{METRIC}" in urllib.parse.unquote(self.path):
             body = {"kind": "MetricValueList", "apiVersion": "custom.metrics.k8s.io/v1beta2", "metadata": {}, "items": list(values())}
         else:
             resource = {"name": f"pods/{METRIC}", "singularName": "", "namespaced": True, "kind": "MetricValueList", "verbs": ["get"]}
