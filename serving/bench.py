@@ -29,10 +29,10 @@ from handlers.picture import decode
 from handlers.preprocessing import read_image
 from handlers.protocol import answer_rows
 from handlers.recognizer import ModelError, Recognizer
+from serving.merge import meta_path
 from serving.package import DEFAULT_MODEL
 from serving.pictures import CHUNK, Chunk, cores, decode_all, decoders
 from serving.rows import CHUNKS_AHEAD, Scorer, score_all
-from serving.shards import meta_path
 
 SAMPLE = Path(__file__).resolve().parent / "samples" / "3_clean.png"
 ROUNDS = 5  # the figure is the median of so many

@@ -12,8 +12,8 @@ from typing import IO
 
 
 def unique() -> str:
-    """A name that no other process gives, on any machine, and that tells whose it is."""
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    """A name that tells whose it is; the random part alone sets it apart, since a pod that was started again has the same host and process."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
 
 
 @contextlib.contextmanager

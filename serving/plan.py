@@ -120,18 +120,35 @@ def run_folder(output: Path, run: str) -> Path:
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan of the run in `folder`, if it has one. Raises UsageError for one that cannot be read, OSError."""
-    try:
-        fields = json.loads((folder / "plan" / "plan.json").read_bytes())
-        return Plan(**fields | {"cuts": [Cut(*cut) for cut in fields["cuts"]]})
-    except FileNotFoundError:
+    """The plan of the run in `folder`, if it has one that can be seen. Raises UsageError for one that is damaged, OSError."""
+    content = _content(folder)
+    if content is None:
         return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{folder / 'plan'} is damaged; delete {folder} to begin anew") from error
+    try:
+        fields = json.loads(content)
+        plan = Plan(**fields | {"cuts": [Cut(*cut) for cut in fields["cuts"]]})
+        with (folder / "plan" / "listing").open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() == plan.listing:
+                return plan
+    except (ValueError, TypeError, KeyError, FileNotFoundError):
+        pass
+    if _content(folder) != content:  # a merge has just removed it
+        return read_plan(folder)
+    raise UsageError(f"{folder / 'plan'} is damaged; delete {folder} to begin anew")
+
+
+def _content(folder: Path) -> bytes | None:
+    try:
+        return (folder / "plan" / "plan.json").read_bytes()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the last two: `spool` says what is wrong
+        return None
 
 
 def spool(output: Path) -> IO[bytes]:
-    """A nameless file beside `output`, which a kill leaves nothing of. Raises UsageError if nothing can be written there, OSError."""
+    """A nameless file beside `output`; a kill leaves nothing of it, but a power cut over NFS a file .nfs*.
+
+    Raises UsageError if nothing can be written there, OSError.
+    """
     try:
         return tempfile.TemporaryFile(dir=output.parent)
     except OSError as error:
@@ -146,6 +163,7 @@ def publish(folder: Path, plan: Plan, listing: IO[bytes]) -> Plan:
     A folder cannot be renamed onto one that holds anything. So the first wins, on NFS and where there are no hard links, too.
     """
     folder.mkdir(exist_ok=True)
+    sync(folder.parent)
     staged = folder / f"plan-{unique()}"
     staged.mkdir()
     try:
@@ -162,7 +180,7 @@ def publish(folder: Path, plan: Plan, listing: IO[bytes]) -> Plan:
         shutil.rmtree(staged, ignore_errors=True)
     published = read_plan(folder)
     if published is None:
-        raise OSError(f"{folder / 'plan'} cannot be made")
+        raise OSError(f"{folder / 'plan'} can be neither made nor read")
     return published
 
 
@@ -171,6 +189,8 @@ def make_plan(output: Path, run: str | None, shards: int, settings: dict[str, An
 
     Returns the plan that is there if the run has one. Raises UsageError, OSError.
     """
+    if run and (plan := read_plan(run_folder(output, run))):
+        return plan
     with spool(output) as stream:
         for folder in folders:
             listing = write_listing(folder, stream)

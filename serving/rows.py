@@ -148,5 +148,7 @@ def progress(rows: Iterable[list[Row]], total: int, before: int = 0, label: str 
                 said = now
 
 
-def summary(counts: Counter[str], seconds: float) -> str:
-    return f"{counts.total():,} pictures in {seconds:.1f} s: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES)
+def summary(counts: Counter[str], seconds: float, shards: int = 1) -> str:
+    """`seconds` is the sum over `shards`."""
+    whose = " of all shards" if shards > 1 else ""
+    return f"{counts.total():,} pictures in {seconds:.1f} s{whose}: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES)

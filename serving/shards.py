@@ -1,4 +1,4 @@
-"""How far each shard of a run is, and the merge into one result.
+"""How far each shard of a run is.
 
 Until FILE is complete, a folder FILE.run-HEX lies beside it. HEX is a hash of the run's name.
 
@@ -16,18 +16,15 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from serving.files import move, unique, written
-from serving.plan import BLOCK, RUN_DIGITS, Plan, UsageError, read_listing, run_folder
+from serving.plan import BLOCK, Plan, UsageError, read_listing, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +54,12 @@ class Marker:
     """How far a shard is: its segments, one after the other, hold the rows of its first `done` pictures."""
 
     plan: str  # the token
-    run: str
-    shards: int
-    listing: str
     shard: int
     pictures: int  # of the shard
     done: int = 0
     segments: tuple[Segment, ...] = ()
     counts: dict[str, int] | None = None  # pictures by status
     seconds: float = 0.0  # of all attempts
-    complete: bool = False
 
 
 class Run:
@@ -87,40 +80,44 @@ class Run:
         """A complete shard has a name of its own, so that an attempt which lags behind, on a node that was cut off, cannot undo it."""
         return self.folder / f"shard-{shard}{'-done' if complete else ''}.json"
 
-    def marker(self, shard: int) -> Marker:
-        """The shard's marker; a new one if there is none. Raises DamagedShard, UsageError if it is of another plan."""
-        for path in (self.marker_path(shard, True), self.marker_path(shard, False)):
-            try:
-                fields = json.loads(path.read_bytes())
-                marker = Marker(**fields | {"segments": tuple(Segment(**segment) for segment in fields["segments"])})
-            except FileNotFoundError:
-                continue
-            except (ValueError, TypeError, KeyError) as error:
-                raise DamagedShard(shard, path) from error
-            if marker.plan != self.plan.token:
-                raise UsageError(
-                    f"{path} belongs to another plan (run {marker.run}, {marker.shards} shards, listing {marker.listing[:RUN_DIGITS]}); "
-                    f"delete {self.folder} to begin anew"
-                )
-            return marker
-        return Marker(self.plan.token, self.plan.run, self.plan.shards, self.plan.listing, shard, self.pictures(shard))
-
-    def resume(self, shard: int) -> Marker:
-        """The marker to go on from: a damaged shard begins anew. Raises UsageError, OSError."""
+    def load(self, shard: int, complete: bool) -> Marker | None:
+        """One of the shard's two markers, None if it is not there. Raises DamagedShard, UsageError if it is of another plan, OSError."""
+        path = self.marker_path(shard, complete)
         try:
-            marker = self.marker(shard)
-            for segment in marker.segments:
-                for _ in self.read(shard, segment):
-                    pass
-        except DamagedShard as damage:
-            log.warning("%s: it begins anew", damage)
-            self.forget(shard)
-            return self.marker(shard)
+            fields = json.loads(path.read_bytes())
+            marker = Marker(**fields | {"segments": tuple(Segment(**segment) for segment in fields["segments"])})
+            rows = sum(segment.rows for segment in marker.segments)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedShard(shard, path) from error
+        if marker.plan != self.plan.token:
+            raise UsageError(f"{path} belongs to another plan; delete {self.folder} to begin anew")
+        if rows != marker.done or (complete and rows != marker.pictures):
+            raise DamagedShard(shard, path)
         return marker
 
-    def forget(self, shard: int) -> None:
-        for complete in (False, True):
-            self.marker_path(shard, complete).unlink(missing_ok=True)
+    def marker(self, shard: int) -> Marker:
+        """How far the shard is; a new marker if it has none. Raises DamagedShard, UsageError, OSError."""
+        return self.load(shard, True) or self.load(shard, False) or Marker(self.plan.token, shard, self.pictures(shard))
+
+    def resume(self, shard: int) -> Marker:
+        """The marker to go on from: the farthest whose rows are whole. Raises UsageError, OSError.
+
+        A damaged marker stays until a good one replaces it. So if this process is killed before, the next that merges finds
+        the damage, too, where without the marker it would wait for a shard that nobody is left to score.
+        """
+        for complete in (True, False):
+            try:
+                marker = self.load(shard, complete)
+                if marker:
+                    for segment in marker.segments:
+                        for _ in self.read(shard, segment):
+                            pass
+                    return marker
+            except DamagedShard as damage:
+                log.warning("%s: rows are scored again", damage)
+        return Marker(self.plan.token, shard, self.pictures(shard))
 
     def read(self, shard: int, segment: Segment) -> Iterator[bytes]:
         """The bytes of a segment. Raises DamagedShard, at its end, if they are not those that were written."""
@@ -152,66 +149,14 @@ class Run:
             return 0
 
     def missing(self) -> list[int]:
-        """The shards that are not complete.
+        """The shards that are not complete; none where no shard has a picture, so that the first to come writes the result. Raises OSError.
 
         Call it right after a marker was put in place: an NFS client trusts its copy of a folder for up to a minute, but looks
-        again after a change of its own. Of two shards that end at once, so at least one sees the other.
+        again after a change of its own, and SMB trusts its copy of a missing name, so the folder is read. Of two shards that
+        end at once, so at least one sees the other.
         """
-        return [shard for shard in range(self.plan.shards) if not self.marker_path(shard, True).exists()]
-
-    def merge(self, header: bytes, keep_old: bool, describe: Callable[[Counter[str], float], dict[str, Any]]) -> dict[str, Any]:
-        """Put the rows of all shards together as the output, write its .meta.json, remove the folder; returns what .meta.json holds.
-
-        `describe` gives its first part from the counts and seconds of all shards. Several may merge at once: they write the
-        same rows. Raises DamagedShard, OSError.
-        """
-        markers = [self.marker(shard) for shard in range(self.plan.shards)]
-        part, digest = self.folder / f"part-{unique()}", hashlib.sha256(header)
-        with written(part) as stream:
-            stream.write(header)
-            for marker in markers:
-                if not marker.pictures == marker.done == sum(segment.rows for segment in marker.segments):
-                    raise DamagedShard(marker.shard, self.marker_path(marker.shard, True))
-                for segment in marker.segments:
-                    for block in self.read(marker.shard, segment):
-                        digest.update(block)
-                        stream.write(block)
-        if keep_old:
-            self.set_aside(digest.hexdigest())
-        move(part, self.output)
-        counts: Counter[str] = Counter()
-        for marker in markers:
-            counts.update(marker.counts or {})
-        facts = describe(counts, sum(marker.seconds for marker in markers))
-        facts |= {"run": self.plan.run, "plan": self.plan.token, "sha256": digest.hexdigest(), "listing_sha256": self.plan.listing}
-        self.put(meta_path(self.output), json.dumps(facts, indent=2).encode())
-        remove_run(self.folder)
-        return facts
-
-    def set_aside(self, sha256: str) -> None:
-        """Keep an earlier output of other content, and its .meta.json, under a name with the time it was written.
-
-        They are copied before anything is replaced, the output last: so whoever reads a new .meta.json finds the copy there.
-        """
-        with contextlib.suppress(FileNotFoundError), self.output.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() == sha256:
-                return
-            time_written = datetime.fromtimestamp(os.fstat(stream.fileno()).st_mtime, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-            kept = self.output.with_name(f"{self.output.stem}.{time_written}{self.output.suffix}")
-            meta = meta_path(self.output).read_bytes() if meta_path(self.output).exists() else None
-            if kept.exists():
-                return
-            if meta is not None:
-                self.put(meta_path(kept), meta)
-            part = self.folder / f"part-{unique()}"
-            stream.seek(0)
-            with written(part) as copy:
-                shutil.copyfileobj(stream, copy, BLOCK)
-            move(part, kept)
-            log.info("the earlier result is kept as %s", kept)
-
-    def is_merged(self) -> bool:
-        return (merged(self.output) or {}).get("plan") == self.plan.token
+        there = set(self.folder.iterdir())
+        return [shard for shard in range(self.plan.shards) if self.plan.pictures and self.marker_path(shard, True) not in there]
 
 
 class Attempt:
@@ -245,9 +190,12 @@ class Attempt:
 
     def save(self, complete: bool = False) -> None:
         """Bring the rows to the disk, then the marker that counts them. Raises OSError."""
-        os.fsync(self._stream.fileno())
-        marker = replace(self._marker, complete=complete)
-        self._run.put(self._run.marker_path(marker.shard, complete), json.dumps(asdict(marker)).encode())
+        try:
+            os.fsync(self._stream.fileno())
+            self._run.put(self._run.marker_path(self._marker.shard, complete), json.dumps(asdict(self._marker)).encode())
+        except OSError:
+            self._marker = self._kept  # the rows may be lost, and Linux tells of it only once
+            raise
         self._kept = self._marker
         self._saved = time.monotonic()
 
@@ -259,31 +207,3 @@ class Attempt:
             if error is not None and self._marker is not self._kept:
                 with contextlib.suppress(OSError):
                     self.save()
-
-
-def meta_path(output: Path) -> Path:
-    return output.with_name(f"{output.name}.meta.json")
-
-
-def merged(output: Path) -> dict[str, Any] | None:
-    """What lies in the .meta.json of a complete output; None if there is none."""
-    try:
-        facts = json.loads(meta_path(output).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return facts if isinstance(facts, dict) and output.exists() else None
-
-
-def remove_run(folder: Path) -> None:
-    """Remove a run's folder, the plan last and at once: what a kill leaves is a run to go on with, or nothing that counts."""
-    with contextlib.suppress(OSError):  # another that merged may be faster
-        for entry in folder.iterdir():
-            if entry.is_file():
-                entry.unlink(missing_ok=True)
-        (folder / "plan").rename(folder / f"plan-{unique()}")
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def unfinished(output: Path) -> list[Path]:
-    """The folders of all runs that were to write `output`."""
-    return sorted(path for path in output.parent.iterdir() if path.name.startswith(f"{output.name}.run-"))

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ from PIL import Image
 
 from serving import batch, rows
 from serving.batch import NO_PICTURES, WRONG_USE
+from serving.merge import meta_path
 from serving.pictures import find_pictures
 from serving.rows import Row
-from serving.shards import meta_path
 
 PICTURES = 150  # more than two chunks, so that processes decode
 
@@ -132,6 +133,12 @@ def test_without_arguments_the_samples_are_scored():
         (["--shards", "2"], "--shards and --run need --output"),
         (["--shards", "2", "--shard", "2", "--output", "x.csv"], "0 to 1"),
         (["--run", "", "--output", "x.csv"], "is empty"),
+        (["--input", ""], "is empty"),
+        (["--output", ""], "is empty"),
+        (["--output", f"{__file__}/x.csv"], "Not a directory"),
+        (["--output", f"{__file__}/x.csv", "--run", "one"], "Not a directory"),
+        (["--output", "x" * 222], "at most 221 bytes"),
+        (["--output", "x.csv", "--shards", "10001"], "at most 10000"),
     ],
 )
 def test_wrong_use_is_exit_code_2(arguments, message, capsys, caplog):
@@ -146,9 +153,20 @@ def test_wrong_use_is_exit_code_2(arguments, message, capsys, caplog):
 
 
 def test_an_unwritable_output_fails_before_any_work(tmp_path, folder):
-    target = tmp_path / "out.csv"
-    target.mkdir()
-    run("--input", folder, "--output", target, expect=WRONG_USE)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    for name in ("folder", "pipe", "link"):
+        assert batch.main(["--input", str(folder), "--output", str(tmp_path / name)]) == WRONG_USE
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "pipe", "link"}
+
+
+def test_the_longest_name_can_be_kept(tmp_path):
+    output = tmp_path / f"{'x' * 217}.csv"
+    for sample in ("3_clean.png", "M_one_bit.png"):
+        shutil.copy(batch.SAMPLES / sample, tmp_path)
+        assert batch.main(["--input", str(tmp_path), "--output", str(output), "--keep-old"]) == 0
+    assert len(list(tmp_path.glob("x*"))) == 4
 
 
 def test_a_folder_without_pictures_is_exit_code_3(tmp_path):
@@ -191,7 +209,7 @@ def test_an_empty_folder_can_stand_for_the_samples(tmp_path, caplog):
     call = ["--input", str(tmp_path / "pictures"), "--output", str(output)]
     assert batch.main([*call, "--if-empty", "samples"]) == 0
     assert len(list(csv.DictReader(output.open(newline="")))) == len(list(batch.SAMPLES.iterdir()))
-    assert json.loads(meta_path(output).read_text())["input"] == str(batch.SAMPLES)
+    assert json.loads(meta_path(output).read_text())["folder"] == str(batch.SAMPLES)
     assert "scoring the bundled samples instead" in caplog.text
     assert batch.main(call) == 3
 

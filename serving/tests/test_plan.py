@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.pictures import CHUNK, find_pictures
-from serving.plan import Listing, read_listing, write_listing
+from serving.plan import Listing, UsageError, make_plan, read_listing, read_plan, run_folder, write_listing
 
 
 def test_the_listing_is_in_the_order_of_the_whole_paths(tmp_path):
@@ -61,3 +61,26 @@ def test_cuts_lie_between_chunks_and_share_the_cost():
         assert all(cut.pictures % CHUNK == 0 and cut.bytes == 10 * cut.pictures // CHUNK for cut in cuts[:-1])
         shares = [costs[b.bytes // 10] - costs[a.bytes // 10] for a, b in pairwise(cuts)]
         assert max(shares) - min(shares) <= 18
+
+
+@pytest.mark.parametrize("damage", ["a byte", "a separator", "the end", "all of it"])
+def test_a_damaged_listing_is_refused(tmp_path, damage):
+    (tmp_path / "pictures").mkdir()
+    for number in range(5):
+        (tmp_path / "pictures" / f"{number}.png").touch()
+    output = tmp_path / "out.csv"
+    folder = run_folder(output, "one")
+    plan = make_plan(output, "one", 2, {}, [tmp_path / "pictures"])
+    assert read_plan(folder) == plan
+    listing = folder / "plan" / "listing"
+    content = listing.read_bytes()
+    if damage == "all of it":
+        listing.unlink()
+    else:
+        listing.write_bytes(
+            {"a byte": content.replace(b"3.png", b"x.png"), "a separator": content.replace(b"\0", b"?", 1), "the end": content[:50]}[damage]
+        )
+    with pytest.raises(UsageError, match=f"plan is damaged; delete {folder} to begin anew"):
+        make_plan(output, "one", 2, {}, [tmp_path / "pictures"])
+    shutil.rmtree(folder / "plan")
+    assert read_plan(folder) is None

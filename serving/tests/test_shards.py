@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from batch_runs import OFTEN, fill, kept, run_of, undisturbed, wait_until
 
-from serving import rows
+from serving import results, rows
+from serving.merge import meta_path
 from serving.pictures import find_pictures
 from serving.plan import run_folder
-from serving.shards import meta_path
 
 # Not getrusage: that counts the process which started this one, too.
 PEAK = "import atexit, sys; atexit.register(lambda: print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0], file=sys.stderr))"
 
 
 @pytest.mark.parametrize(("form", "numbers"), [("csv", (1, 2, 4)), ("ascii", (3,))])
-def test_any_number_of_shards_gives_the_same_bytes(pictures, call, form, numbers):
+def test_any_number_of_shards_gives_the_same_bytes(pictures, call, caplog, form, numbers):
     expected = undisturbed(pictures, "--format", form)
     assert expected.count(b"\n") > 900
     for shards in numbers:
@@ -33,6 +33,8 @@ def test_any_number_of_shards_gives_the_same_bytes(pictures, call, form, numbers
         meta = json.loads(meta_path(call.output).read_text())
         assert meta["shards"] == shards
         assert meta["counts"] == {"ok": 989, "rejected": 0, "error": 11}
+        assert ("s of all shards: 989 ok" in caplog.text) == (shards > 1)
+        caplog.clear()
         call.output.unlink()
 
 
@@ -129,15 +131,33 @@ def test_a_marker_of_another_run_is_refused(small, call, caplog):
     one, two = (run_folder(call.output, run) / "shard-0-done.json" for run in ("one", "two"))
     shutil.copy(one, two)
     assert call(small, "--run", "two", "--shards", 2) == 2
-    assert "shard-0-done.json belongs to another plan (run one, 2 shards" in caplog.text
+    assert f"shard-0-done.json belongs to another plan; delete {two.parent} to begin anew" in caplog.text
     assert f"other runs of {call.output} are unfinished, delete what is not wanted: {one.parent.name}" in caplog.text
     assert one.exists()
+
+
+def test_a_run_that_other_versions_began_is_refused(small, call, monkeypatch, caplog):
+    assert call(small, "--run", "one", "--shards", 2) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(results.cv2, "__version__", "0.0")
+        assert call(small, "--run", "one", "--shards", 2, "--shard", 1) == 2
+    assert "has other settings: versions " in caplog.text
+    assert call(small, "--run", "one", "--shards", 2, "--shard", 1) == 0
+
+
+def test_what_is_no_run_is_not_named(small, call, caplog):
+    run_folder(call.output, "a file").touch()
+    run_folder(call.output, "an empty folder").mkdir()
+    assert call(small) == 0
+    assert "other runs" not in caplog.text
 
 
 def test_kubernetes_tells_the_shard(small, call, monkeypatch, caplog):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     assert call(small, "--shards", 2) == 0
-    assert "shard 1 of 2 is complete; not yet: 0" in caplog.text
+    (line,) = (record for record in caplog.records if "not yet" in record.message)
+    assert line.message == f"shard 1 of 2 is complete; not yet: 0; whoever completes the last writes {call.output}"
+    assert line.levelname == "WARNING"
     assert call(small, "--shards", 1) == 2
     assert call(small, "--shards", 2, "--shard", 0) == 0
     assert call.output.exists()
