@@ -1,6 +1,7 @@
 """Pictures, volumes, decoders and disks that vanish, hang or are full: a row or one clear line, and what was done is kept."""
 
 import csv
+import errno
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ import pytest
 from batch_runs import OFTEN, PICTURES, kept, parse, run, undisturbed, wait_until
 from PIL import Image
 
+from handlers.recognizer import Recognizer
+from serving import shards
 from serving.pictures import find_pictures
 
 
@@ -142,6 +146,71 @@ def test_a_folder_that_stays_away(pictures, call, launch, tmp_path):
     assert 0 < kept(call.output) < PICTURES
     assert call(pictures) == 0
     assert call.output.read_bytes() == expected
+
+
+def test_rows_that_a_failed_sync_may_have_lost_are_not_counted(small, call, monkeypatch, caplog):
+    """As NFS tells of a full volume: once, and the pages are gone."""
+    calls = 0
+
+    def fail_once(descriptor):
+        nonlocal calls
+        if "/shard-0-" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            calls += 1
+            if calls == 2:
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - 100)
+                raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    fsync = os.fsync
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "CHECKPOINT_S", 0.0)
+        patch.setattr(os, "fsync", fail_once)
+        assert call(small, "--run", "one") == 1
+    assert "No space left on device after 64 of 256 pictures" in caplog.text
+    assert call(small, "--run", "one") == 0
+    assert "going on after 64 of 256 pictures" in caplog.text
+    assert "damaged" not in caplog.text
+    assert call.output.read_bytes() == undisturbed(small)
+
+
+TORCHSCRIPT = "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript:\nRuntimeError: can't allocate memory\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("can't start new thread"), "RuntimeError: can't start new thread"),
+        (RuntimeError(TORCHSCRIPT), "RuntimeError: can't allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_is_one_clear_line(small, call, monkeypatch, caplog, error, line):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Recognizer, "probabilities", fail)
+    assert call(small) == 1
+    assert caplog.messages[-1] == f"batch: {line} after 0 of 256 pictures; the same command goes on from there"
+
+
+def test_a_signal_after_the_result_changes_nothing(small, call, monkeypatch):
+    def interrupted(pool, *arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        shutdown(pool, *arguments, **options)
+
+    shutdown = ProcessPoolExecutor.shutdown
+    monkeypatch.setattr(ProcessPoolExecutor, "shutdown", interrupted)
+    assert call(small) == 0
+
+
+def test_closed_streams(tmp_path):
+    program = f"{sys.executable} -m serving.batch"
+    done = subprocess.run(["bash", "-c", f"{program} >&-"], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == b"batch: standard output is closed; name a file with --output\n"
+    done = subprocess.run(["bash", "-c", f"{program} --output {tmp_path}/out.csv 2>&-"], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert len(parse((tmp_path / "out.csv").read_text())) == 13
 
 
 DISK = """
