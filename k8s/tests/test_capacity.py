@@ -89,13 +89,13 @@ def test_sizing(report):
 
 @pytest.mark.usefixtures("half")
 def test_overload_is_shed_and_what_is_accepted_is_in_time(report):
-    pods_of(200)
+    pods_of(150)
     load(PLACES, 5)
     peak = load(PLACES, 20)["per_second"]
     light = load(4, 10, 0.1)["p99_s"]
     before = transitions()
     names = sorted(before)
-    users = PLACES + int(3.3 * peak)  # a picture a second from each of those that are refused; the others wait
+    users = PLACES + int(2.8 * peak)  # a picture a second from each of those that are refused; the others wait
     seconds = 300
     with in_the_background(load, users, seconds, 1.0) as sending:
         memory = []
@@ -108,7 +108,7 @@ def test_overload_is_shed_and_what_is_accepted_is_in_time(report):
     peak = max(peak, load(PLACES, 20)["per_second"])
     recovered = next((int(second) for second, (_, slowest) in after["windows"].items() if slowest <= max(3 * light, 0.2)), None)
     report(
-        f"{seen['offered_per_second']:.0f}/s offered for {seconds} s to two pods of 0.2 cores with a peak of {peak:.0f}/s",
+        f"{seen['offered_per_second']:.0f}/s offered for {seconds} s to two pods of 0.15 cores with a peak of {peak:.0f}/s",
         f"{seen['per_second']:.0f}/s right ({seen['per_second'] / peak:.0%} of the peak), p99 {seen['p99_s']:.2f} s; the rest: {lost(seen)}, "
         f"refused after {1000 * seen['shed_p50_s']:.1f} ms (p99 {1000 * seen['shed_p99_s']:.0f}); {'no' if steady else 'a'} pod left",
         ">= 90 %, 503 in < 50 ms, no pod",
