@@ -105,7 +105,7 @@ def test_overload_is_shed_and_what_is_accepted_is_in_time(report):
         seen = sending.result()
     after = load(4, 20, 0.1)
     steady = transitions() == before
-    peak = max(peak, load(PLACES, 20)["per_second"])
+    peak = (peak + load(PLACES, 20)["per_second"]) / 2  # the machine's own speed varies
     recovered = next((int(second) for second, (_, slowest) in after["windows"].items() if slowest <= max(3 * light, 0.2)), None)
     report(
         f"{seen['offered_per_second']:.0f}/s offered for {seconds} s to two pods of 0.15 cores with a peak of {peak:.0f}/s",
