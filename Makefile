@@ -103,7 +103,7 @@ cluster-test: $(VENV)/ready load-images ## try everything on the cluster of the 
 	@$(TEST_IMAGES) $(PY) -m pytest -m cluster k8s
 
 # An upgrade needs another version: the same network under another name.
-chaos-test: $(VENV)/ready load-images ## faults, overload, scaling and the batch program at scale on that cluster (half an hour); KILL_NODE: a command that takes the node away that it is given
+chaos-test: $(VENV)/ready load-images ## faults, overload, scaling and the batch program at scale on that cluster (an hour); KILL_NODE: a command that takes the node away that it is given
 	$(DOCKER) build $(DOCKER_BUILD_FLAGS) --build-arg IMAGE=$(IMAGE_PREFIX)-serve:$(VERSION) -f k8s/tests/Dockerfile.other -t $(IMAGE_PREFIX)-serve:$(VERSION)-other k8s/tests
 	$(if $(LOAD_IMAGE),$(LOAD_IMAGE) $(IMAGE_PREFIX)-serve:$(VERSION)-other)
 	@$(TEST_IMAGES) KILL_NODE="$(KILL_NODE)" $(PY) -m pytest -m chaos k8s
