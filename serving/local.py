@@ -207,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--host", default=LOOPBACK, help="the address to listen on; 0.0.0.0 for all of this machine; default: %(default)s")
     arguments = parser.parse_args(argv)
+    os.environ.setdefault("LOG_LEVEL", "info")  # a line for each request
     sample = shlex.quote("@" + os.path.relpath(sorted(SAMPLES.iterdir())[0]))
     try:
         with interruptible():
