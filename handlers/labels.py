@@ -59,7 +59,7 @@ def make_fold(classes: Sequence[str], alphabet: str) -> Fold:
     if alphabet == NATIVE_ALPHABET:
         return Fold(alphabet, tuple(classes), np.eye(len(classes)))
     if alphabet not in ALPHABETS:
-        raise UnknownAlphabet(f"unknown alphabet '{alphabet}'; choose one of {', '.join(ALPHABET_NAMES)}")
+        raise UnknownAlphabet(f"unknown alphabet '{alphabet[:60]}'; choose one of {', '.join(ALPHABET_NAMES)}")
     upper = [label.upper() for label in classes]
     characters = tuple(c for c in ALPHABETS[alphabet] if c in upper)
     if not characters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -22,6 +23,9 @@ STATUS = {  # HTTP status by error code
     "overloaded": 503,
 }
 MAX_PICTURES = 1024  # in one request
+MAX_BRACKETS = 200_000  # [ and { in a request of JSON: 1,024 pictures of 96 rows have 99,000; each becomes an object of 56 bytes or more
+MAX_REPLY_BYTES = 1024 * 1024  # max_response_size of config.properties: TorchServe kills a worker that answers more
+SHOWN = 60  # characters of a request in the message of an error
 DECIMALS = 6  # of a confidence
 
 
@@ -108,6 +112,8 @@ def from_json(data: bytes) -> dict[str, Any]:
     def no_number(text: str) -> None:
         raise ValueError(f"{text} is no number of JSON")
 
+    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
+        raise RequestError("bad_request", f"the JSON has more than {MAX_BRACKETS} objects and lists")
     try:
         body = json.loads(data.decode(), parse_constant=no_number)
     except RecursionError as error:
@@ -119,13 +125,19 @@ def from_json(data: bytes) -> dict[str, Any]:
     return body
 
 
+def shown(value: object) -> str:
+    """A part of a request as the message of an error may quote it: not at any length."""
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def parameters(given: object, others: Sequence[str] = ()) -> tuple[str, int | None]:
     """`alphabet` and `top_k` of a JSON object, which may hold `others` as well. Raises RequestError."""
     if not isinstance(given, dict):
         raise RequestError("bad_request", "'parameters' must be an object")
     unknown = sorted(set(given) - {"alphabet", "top_k", *others})
     if unknown:
-        raise RequestError("bad_request", f"unknown parameter '{unknown[0]}'; there are: alphabet, top_k")
+        raise RequestError("bad_request", f"unknown parameter '{shown(unknown[0])}'; there are: alphabet, top_k")
     alphabet, top_k = given.get("alphabet", DEFAULT_ALPHABET), given.get("top_k")
     if not isinstance(alphabet, str):
         raise RequestError("bad_request", "the parameter 'alphabet' must be a string")

@@ -6,17 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from handlers.labels import DEFAULT_ALPHABET
-from handlers.messages import STATUS, Failure, Model, Outcome, Reply, Request, RequestError, error_body, prediction_body, reply
+from handlers.messages import STATUS, Failure, Model, Outcome, Reply, Request, RequestError, error_body, prediction_body, reply, shown
+from handlers.multipart import fields_of, is_multipart
 
 PICTURE_FIELDS = ("data", "body")
+CONTENT_TYPE_HEADER = "x-content-type"  # what the client said; the edge has TorchServe take every body as it is
 PARAMETERS = ("alphabet", "top_k")
 HOW_TO_SEND = (
     "send the picture's bytes as the body with 'Content-Type: application/octet-stream' (or image/png and the like), or as the multipart field 'data'"
 )
 
 
-def parse(row: Mapping[str, Any], _headers: Mapping[str, str], _model: Model) -> Request:
+def parse(row: Mapping[str, Any], headers: Mapping[str, str], _model: Model) -> Request:
     """The picture as bytes under `data` or `body`, and the query parameters. Raises RequestError."""
+    content_type = headers.get(CONTENT_TYPE_HEADER, "")
+    if is_multipart(content_type) and isinstance(row.get("body"), bytes | bytearray):
+        row = {name: value for name, value in row.items() if name != "body"} | fields_of(bytes(row["body"]), content_type)
     pictures = [row[name] for name in PICTURE_FIELDS if name in row]
     if len(pictures) != 1:
         raise RequestError("bad_request", f"{'no picture' if not pictures else 'two pictures'} in the request: {HOW_TO_SEND}")
@@ -24,7 +29,7 @@ def parse(row: Mapping[str, Any], _headers: Mapping[str, str], _model: Model) ->
         raise RequestError("bad_request", f"the picture did not arrive as bytes but as text or JSON: {HOW_TO_SEND}")
     unknown = sorted(set(row) - set(PICTURE_FIELDS) - set(PARAMETERS))
     if unknown:
-        raise RequestError("bad_request", f"unknown parameter '{unknown[0]}'; there are: {', '.join(PARAMETERS)}")
+        raise RequestError("bad_request", f"unknown parameter '{shown(unknown[0])}'; there are: {', '.join(PARAMETERS)}")
     return Request([bytes(pictures[0])], _text(row, "alphabet") or DEFAULT_ALPHABET, _whole_number(row, "top_k"))
 
 
@@ -49,5 +54,5 @@ def _whole_number(row: Mapping[str, Any], name: str) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise RequestError("bad_request", f"{name} must be a whole number, not '{text}'")
+        raise RequestError("bad_request", f"{name} must be a whole number, not '{shown(text)}'")
     return int(text)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from handlers import plain, v1, v2
 from handlers.labels import Fold, UnknownAlphabet
-from handlers.messages import Answer, Failure, Form, Model, Outcome, Reply, Request, RequestError
+from handlers.messages import MAX_REPLY_BYTES, Answer, Failure, Form, Model, Outcome, Reply, Request, RequestError
 from handlers.picture import Grey, InvalidImage
 from handlers.preprocessing import read_image
 from handlers.recognizer import DEFAULT_TOP_K, Recognizer, read
@@ -31,6 +31,7 @@ METADATA = "v2-metadata"
 DEFAULT_MODEL = "emnist"
 PASS = 64  # pictures in one pass of the network
 READING_S = 10.0  # for the pictures of all rows; what is not decoded by then is refused, long before the server's own time limit
+HOW_TO_SHORTEN = "send fewer pictures, ask for fewer characters (top_k), or for binary outputs (V2)"
 INTERNAL = Failure("internal_error", "this picture could not be processed; the server's log says why")
 
 
@@ -100,7 +101,10 @@ def finish(row: Reading, model: Model, probabilities: Iterator[npt.NDArray[np.fl
         image if isinstance(image, Failure) else Answer(read(next(probabilities), row.fold, row.top_k), image) for image in row.images
     ]
     try:
-        return row.form.answer(row.request, outcomes, model)
+        reply = row.form.answer(row.request, outcomes, model)
+        if len(reply.body) > MAX_REPLY_BYTES:
+            raise RequestError("bad_request", f"the answer has {len(reply.body)} bytes of at most {MAX_REPLY_BYTES}: {HOW_TO_SHORTEN}")
+        return reply
     except RequestError as error:
         return row.form.error(Failure(error.code, str(error)))
 

@@ -25,6 +25,7 @@ from handlers.messages import (
     parameters,
     prediction_body,
     reply,
+    shown,
 )
 
 
@@ -37,7 +38,7 @@ def parse(row: Mapping[str, Any], _headers: Mapping[str, str], _model: Model) ->
     count_pictures(len(instances))
     unknown = sorted(set(body) - {"instances", "parameters"})
     if unknown:
-        raise RequestError("bad_request", f"unknown name '{unknown[0]}'; there are: instances, parameters")
+        raise RequestError("bad_request", f"unknown name '{shown(unknown[0])}'; there are: instances, parameters")
     alphabet, top_k = parameters(body.get("parameters", {}))
     return Request([_picture(number, instance) for number, instance in enumerate(instances)], alphabet, top_k)
 

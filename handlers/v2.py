@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any, TypeAlias
 
@@ -34,6 +35,7 @@ from handlers.messages import (
     from_json,
     parameters,
     reply,
+    shown,
     to_json,
 )
 from handlers.picture import Grey
@@ -46,6 +48,7 @@ PICTURE, IMAGE = "picture", "image"
 DATATYPES = {PICTURE: "BYTES", IMAGE: "UINT8"}
 IGNORED = ("binary_data_output", "priority", "timeout")  # parameters that clients add by themselves
 PARTS = {"id", "inputs", "outputs", "parameters"}
+MAX_ID = 1024  # characters; it comes back
 Tensor: TypeAlias = npt.NDArray[Any] | list[bytes]
 
 
@@ -76,10 +79,10 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, str], model: Model) -> I
     body, rest = split(row, headers)
     unknown = sorted(set(body) - PARTS)
     if unknown:
-        raise RequestError("bad_request", f"unknown name '{unknown[0]}'; there are: {', '.join(sorted(PARTS))}")
+        raise RequestError("bad_request", f"unknown name '{shown(unknown[0])}'; there are: {', '.join(sorted(PARTS))}")
     identity = body.get("id")
-    if identity is not None and not isinstance(identity, str):
-        raise RequestError("bad_request", "'id' must be a string")
+    if identity is not None and not (isinstance(identity, str) and len(identity) <= MAX_ID):
+        raise RequestError("bad_request", f"'id' must be a string of at most {MAX_ID} characters")
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise RequestError(
@@ -97,7 +100,7 @@ def split(row: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[dict[str,
         return json_of(row), None
     length, body = headers[BINARY_HEADER], row.get("body", row.get("data", b""))
     if not (isinstance(body, bytes | bytearray) and length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= len(body)):
-        raise RequestError("bad_request", f"Inference-Header-Content-Length must be a number of bytes within the body, not '{length}'")
+        raise RequestError("bad_request", f"Inference-Header-Content-Length must be a number of bytes within the body, not '{shown(length)}'")
     return from_json(bytes(body[: int(length)])), bytes(body[int(length) :])
 
 
@@ -109,7 +112,7 @@ def requested(outputs: object, binary: bool) -> tuple[Output, ...]:
     for output in outputs or [{"name": name} for name, column in COLUMNS.items() if column.usual]:
         name, given = output.get("name"), output.get("parameters", {})
         if not isinstance(name, str) or name not in COLUMNS:
-            raise RequestError("bad_request", f"there is no output '{name}'; there are: {', '.join(COLUMNS)}")
+            raise RequestError("bad_request", f"there is no output '{shown(name)}'; there are: {', '.join(COLUMNS)}")
         if not isinstance(given, dict) or set(given) - {"binary_data"} or not isinstance(given.get("binary_data", False), bool):
             raise RequestError("bad_request", f"of output '{name}': 'parameters' may hold 'binary_data', true or false, alone")
         found.append(Output(name, given.get("binary_data", binary)))
@@ -123,11 +126,11 @@ def pictures_of(tensor: Mapping[str, Any], rest: bytes | None, model: Model) -> 
     name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
     expected: dict[str, list[Any]] = {PICTURE: ["N"], IMAGE: ["N", model.input_size, model.input_size]}
     if not isinstance(name, str) or name not in expected:
-        raise RequestError("bad_request", f"there is no input '{name}'; there are: {', '.join(expected)}")
+        raise RequestError("bad_request", f"there is no input '{shown(name)}'; there are: {', '.join(expected)}")
     if datatype != DATATYPES[name]:
-        raise RequestError("bad_request", f"input '{name}' must be of datatype {DATATYPES[name]}, not {datatype}")
+        raise RequestError("bad_request", f"input '{name}' must be of datatype {DATATYPES[name]}, not {shown(datatype)}")
     if not isinstance(shape, list) or not all(type(side) is int for side in shape) or not shape or shape[1:] != expected[name][1:]:
-        raise RequestError("bad_request", f"input '{name}' must be of shape {str(expected[name]).replace(chr(39), '')}, not {shape}")
+        raise RequestError("bad_request", f"input '{name}' must be of shape {str(expected[name]).replace(chr(39), '')}, not {shown(shape)}")
     count_pictures(shape[0])
     given = tensor.get("parameters", {})
     size = given.get("binary_data_size") if isinstance(given, dict) else None
@@ -138,7 +141,7 @@ def pictures_of(tensor: Mapping[str, Any], rest: bytes | None, model: Model) -> 
             raise RequestError("bad_request", f"{len(rest)} bytes follow the JSON, and no input claims them")
         return from_list(name, shape, tensor["data"])
     if type(size) is not int or rest is None or size != len(rest):
-        raise RequestError("bad_request", f"binary_data_size of input '{name}' is {size}, and {len(rest or b'')} bytes follow the JSON")
+        raise RequestError("bad_request", f"binary_data_size of input '{name}' is {shown(size)}, and {len(rest or b'')} bytes follow the JSON")
     return from_bytes(name, shape, rest)
 
 
@@ -148,13 +151,12 @@ def from_list(name: str, shape: Sequence[int], data: object) -> Sequence[bytes |
         if not isinstance(data, list) or len(data) != shape[0] or not all(isinstance(text, str) for text in data):
             raise RequestError("bad_request", f"'data' of input '{name}' must be {shape[0]} strings, each a picture in base64")
         return [from_base64(text, f"picture {number}") for number, text in enumerate(data)]
-    try:
-        values = np.asarray(data)
-    except ValueError:
-        values = np.empty(0)
-    if values.dtype.kind not in "iu" or values.size != prod(shape) or values.min() < 0 or values.max() > 255:
+    while isinstance(data, list) and data and all(isinstance(part, list) for part in data):
+        data = list(chain.from_iterable(data))
+    # Not by np.asarray: of a list of texts it makes an array in which each has the room of the longest.
+    if not isinstance(data, list) or len(data) != prod(shape) or not all(type(value) is int and 0 <= value <= 255 for value in data):
         raise RequestError("bad_request", f"'data' of input '{name}' must be {prod(shape)} whole numbers from 0 to 255")
-    return list(values.astype(np.uint8).reshape(shape))
+    return list(np.frombuffer(bytes(data), np.uint8).reshape(shape))
 
 
 def from_bytes(name: str, shape: Sequence[int], rest: bytes) -> Sequence[bytes | Grey]:
