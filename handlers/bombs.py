@@ -47,5 +47,5 @@ def counts(data: bytes) -> Iterator[int]:
                 yield count
                 if tag in DIRECTORIES:
                     todo.append(value)
-    except struct.error:  # beyond the end: Pillow will say that it is damaged, or read what there is
+    except (struct.error, OverflowError):  # beyond the end: Pillow will say that it is damaged, or read what there is
         return

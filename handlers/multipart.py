@@ -23,7 +23,7 @@ def fields_of(body: bytes, content_type: str) -> dict[str, bytes]:
         raise malformed(f"its content type names no boundary of 1 to {MAX_BOUNDARY} ASCII characters")
     delimiter = b"\r\n--" + boundary.encode()
     _, *parts = (b"\r\n" + body).split(delimiter, MAX_PARTS + 1)
-    if len(parts) < 2 or len(parts) <= MAX_PARTS and not parts[-1].startswith(b"--"):
+    if len(parts) < 2 or (len(parts) <= MAX_PARTS and not parts[-1].startswith(b"--")):
         raise malformed("it has no parts between its boundaries, or no end")
     fields: dict[str, bytes] = {}
     for part in parts:
