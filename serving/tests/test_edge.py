@@ -6,10 +6,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 import pytest
 import requests
 from PIL import Image
+from watch import java_of
 
 from serving import pod
 from serving.local import running
@@ -23,11 +23,6 @@ def picture(emnist):
     stream = io.BytesIO()
     Image.fromarray(emnist.images[0].numpy()).resize((2000, 2000)).save(stream, "PNG")
     return stream.getvalue()
-
-
-def java_of(server):
-    folder = f"-Djava.io.tmpdir={server.admin_socket.parent}"
-    return next(child for child in psutil.Process().children() if folder in child.cmdline())
 
 
 def test_what_is_too_much_is_refused_at_once_and_the_rest_answered(mar, picture, monkeypatch):
