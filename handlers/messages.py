@@ -23,7 +23,7 @@ STATUS = {  # HTTP status by error code
     "overloaded": 503,
 }
 MAX_PICTURES = 1024  # in one request
-MAX_BRACKETS = 200_000  # [ and { in a request of JSON: 1,024 pictures of 96 rows have 99,000; each becomes an object of 56 bytes or more
+MAX_MARKS = 200_000  # of [ { : " in a request of JSON, each the start of an object: 1,024 pictures of 96 rows have 99,000
 MAX_REPLY_BYTES = 1024 * 1024  # max_response_size of config.properties: TorchServe kills a worker that answers more
 SHOWN = 60  # characters of a request in the message of an error
 DECIMALS = 6  # of a confidence
@@ -112,8 +112,8 @@ def from_json(data: bytes) -> dict[str, Any]:
     def no_number(text: str) -> None:
         raise ValueError(f"{text} is no number of JSON")
 
-    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
-        raise RequestError("bad_request", f"the JSON has more than {MAX_BRACKETS} objects and lists")
+    if sum(map(data.count, (b"[", b"{", b":", b'"'))) > MAX_MARKS:
+        raise RequestError("bad_request", f"the JSON has more than {MAX_MARKS} lists, objects, names and texts")
     try:
         body = json.loads(data.decode(), parse_constant=no_number)
     except RecursionError as error:

@@ -17,6 +17,7 @@ Grey: TypeAlias = npt.NDArray[np.uint8]  # (H, W)
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")  # how files of these formats begin
 MAX_PIXELS = 64_000_000  # a picture of more is refused before it is decoded
+MAX_SIDE = 65_535  # pixels, as in JPEG and GIF; every row costs 8 bytes more than its pixels
 MAX_PIXELS_OF = {"WEBP": 24_000_000}  # its decoder holds every pixel five times over: 20 bytes a pixel, and 4 of the others
 STRIP_PIXELS = 1_000_000  # of a picture on its way to grey at a time: what is computed there takes up to 16 bytes a pixel
 TURNS: dict[int, Callable[[Grey], Grey]] = {  # by EXIF's orientation
@@ -57,6 +58,8 @@ def decode(data: bytes) -> Grey:
             most = MAX_PIXELS_OF.get(str(image.format), MAX_PIXELS)
             if width * height > most:
                 raise InvalidImage("image_too_large", f"{width}x{height} pixels; at most {most // 1_000_000} million are read")
+            if max(width, height) > MAX_SIDE:
+                raise InvalidImage("image_too_large", f"{width}x{height} pixels; a side may have {MAX_SIDE}")
             image.draft("L", (2 * WORK_SIDE, 2 * WORK_SIDE))
             image.load()  # where TIFF is turned by itself, and its EXIF says so no more
             if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
@@ -81,7 +84,10 @@ def to_grey(image: Image.Image) -> Grey:
     if image.has_transparency_data:
         grey = by_strips(image, on_white)
         # White ink on a transparent canvas vanishes on white; then the opacity is the ink.
-        return grey if np.ptp(grey) >= FAINT else by_strips(image, lambda strip: 255 - np.asarray(strip.convert("RGBA").getchannel("A")))
+        if int(grey.max()) - int(grey.min()) < FAINT:
+            for rows, strip in strips(image):
+                grey[rows] = 255 - np.asarray(strip.convert("RGBA").getchannel("A"))
+        return grey
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits: the picture's own range becomes 0..255
         ends = [end(numbers(strip)) for _, strip in strips(image) for end in (np.min, np.max)]
         low, high = float(min(ends)), float(max(ends))

@@ -93,6 +93,8 @@ CHEAP_BOMBS = [  # refused before they are decoded, or soon
     lambda: png(2**31 - 1, 2**31 - 1, data=b""),
     lambda: png(1, 64_000_001, data=b""),
     lambda: png(0, 0, data=b""),
+    lambda: png(1, 64_000_000),
+    lambda: png(64_000_000, 1, 8, 6),
     lambda: png(28, 28, extra=chunk(b"IDAT", b"") * 100_000),
     lambda: png(28, 28, data=zeros(1 << 26)),
     lambda: png(28, 28, extra=chunk(b"zTXt", b"a\0\0" + zeros(1 << 26))),
@@ -128,8 +130,8 @@ HEAVY_BOMBS = [  # just within the limits, so that they are decoded: a second or
     lambda: png(8000, 8000, 8, 6),
     lambda: png(8000, 8000, 16, 6),
     lambda: png(8000, 8000, 8, 2, 1),
-    lambda: png(1, 64_000_000, 8, 0),
-    lambda: png(64_000_000, 1, 8, 6),
+    lambda: png(976, 65_535, 8, 4),
+    lambda: png(65_535, 976, 8, 6),
     lambda: encoded("GIF", "P", 8000, 8000),
     lambda: encoded("TIFF", "F", 8000, 8000, DEFLATED),
     lambda: encoded("TIFF", "I", 8000, 8000, DEFLATED),
@@ -140,7 +142,7 @@ HEAVY_BOMBS = [  # just within the limits, so that they are decoded: a second or
     lambda: encoded("JPEG", "RGB", 8000, 8000, (("progressive", True), ("subsampling", 0))),
     lambda: jpeg_of_scans(50, 8000),
     lambda: bmp_of_runs(2800),
-    lambda: tiff_of_strips(99_999),
+    lambda: tiff_of_strips(65_535),
 ]
 
 

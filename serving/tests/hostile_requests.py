@@ -16,7 +16,7 @@ from hostile_pictures import cheap_bomb, damaged, heavy_bomb, junk, polyglot
 from hostile_wire import Hostile, send
 
 NOT_HERE = frozenset({400, 404, 405})
-HEAD_BYTES = 15_000  # of a request; beyond, HAProxy answers before all of it has come, and the end of the connection may take the answer along
+HEAD_BYTES = 14_000  # of a request; beyond, HAProxy answers before all of it has come, and the end of the connection may take the answer along
 Maker = Callable[[random.Random], Hostile]
 
 
@@ -220,7 +220,7 @@ def slow(rng: random.Random) -> Hostile:
     data = http(PREDICT, sample(rng), [(b"X", b"a" * 200)])
     chunked = b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % rng.choice([PREDICT, V1]) + b"1\r\n[\r\n" * 500
     cut = rng.choice([data[:5], data[:60], data[: data.find(b"\r\n\r\n") + 3], data[:-1], data[: len(data) // 2], chunked, b"P"])
-    return Hostile(cut, frozenset({408}), may_close=True, deadline_s=SLOW_S, slow=True, pause_s=rng.choice([0, 0, 0.5]))
+    return Hostile(cut, frozenset({200, 400, 408}), ours=False, may_close=True, deadline_s=SLOW_S, slow=True, pause_s=rng.choice([0, 0, 0.5]))
 
 
 SLOW_S = 14.0  # timeout http-request, 10 s, and the way of an answer on a busy machine
@@ -254,9 +254,12 @@ class Numbered:
 
 def make(seed: int, number: int) -> Numbered:
     """The request of that number; the same whenever and wherever it is made."""
-    rng = random.Random(f"{seed}/{number}")
-    kind = rng.choices(list(MAKERS), [share for share, _ in MAKERS.values()])[0]
-    return Numbered(seed, number, kind, MAKERS[kind][1](rng))
+    kind = kind_of(seed, number)
+    return Numbered(seed, number, kind, MAKERS[kind][1](random.Random(f"{seed}/{number}")))
+
+
+def kind_of(seed: int, number: int) -> str:
+    return random.Random(f"kind of {seed}/{number}").choices(list(MAKERS), [share for share, _ in MAKERS.values()])[0]
 
 
 if __name__ == "__main__":

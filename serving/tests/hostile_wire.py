@@ -60,8 +60,8 @@ def send(url: str, hostile: Hostile) -> Outcome:
                 elif hostile.pause_s and not rest and time.monotonic() - sent_at >= hostile.pause_s:
                     sent_at = time.monotonic()
                     connection.send(b"a")
-            except (ConnectionError, BlockingIOError) as error:
-                closed = isinstance(error, ConnectionError)
+            except OSError as error:
+                closed = not isinstance(error, BlockingIOError)
                 if closed:  # an answer may be there still
                     rest = memoryview(b"")
                     with contextlib.suppress(OSError):

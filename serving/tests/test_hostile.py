@@ -13,7 +13,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hostile_requests import make
+from hostile_requests import kind_of, make
 from hostile_wire import Hostile, faults, send
 from watch import MB, Watch
 
@@ -30,14 +30,14 @@ POD_MB = 2048  # the memory limit of TorchServe's container in k8s/40-deployment
 
 def attack(server, numbers):
     """Send the requests of these numbers and print what came of it. Fails with the seed and number of each that was answered wrongly."""
-    made = [make(SEED, number) for number in numbers]
     statuses, worst, wrong = Counter(), {}, []
 
-    def one(request):
+    def one(number):
+        request = make(SEED, number)
         return request, send(server.url, request.hostile)
 
     with Watch(server) as watch, ThreadPoolExecutor(SLOW_CLIENTS) as patient, ThreadPoolExecutor(CLIENTS) as pool:
-        pending = [(patient if request.hostile.slow else pool).submit(one, request) for request in made]
+        pending = [(patient if kind_of(SEED, number) == "slow" else pool).submit(one, number) for number in numbers]
         for future in pending:
             request, outcome = future.result()
             statuses.update([status for status, _, _ in outcome.answers] or ["closed"])
@@ -48,7 +48,7 @@ def attack(server, numbers):
             break
         time.sleep(1)
     after = watch.memory()
-    print(f"\n{len(made)} requests: {dict(statuses)}; slowest of each kind, s: {worst}")
+    print(f"\n{len(numbers)} requests: {dict(statuses)}; slowest of each kind, s: {worst}")
     for name, figures in (("before", watch.before), ("peak", watch.peak), ("after", after)):
         print(f"memory {name}, MB: HAProxy {figures[0]:.0f}, Java {figures[1]:.0f}, workers {' '.join(f'{figure:.0f}' for figure in figures[2:])}")
     print(f"at most {watch.peak_of_torchserve:.0f} MB of TorchServe in all")
@@ -65,7 +65,7 @@ def attack(server, numbers):
 
 def test_hostile_requests_have_their_own_answers_and_harm_nobody(server):
     """The first of them, without those that are slow or decode for seconds."""
-    attack(server, [n for n in range(FAST) if not make(SEED, n).hostile.slow and make(SEED, n).kind != "heavy"])
+    attack(server, [n for n in range(FAST) if kind_of(SEED, n) not in {"slow", "heavy"}])
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_v1_names_the_model_and_answers(server, samples):
         ("GET", "/v2/models/emnist/config", 404),
         ("POST", "/v1/models/other:predict", 404),
         ("GET", "/v1/models/other", 404),
-        ("DELETE", "/v2", 404),
+        ("DELETE", "/v2", 405),
     ],
 )
 def test_errors_on_kserves_paths_are_one_text(server, method, path, status):

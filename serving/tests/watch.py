@@ -10,7 +10,7 @@ import requests
 from hostile_pictures import SAMPLES
 
 TIMEOUT_S = 60
-SAMPLE_S = 0.05
+SAMPLE_S = 0.1
 MB = 1 << 20
 
 
@@ -50,8 +50,8 @@ class Watch:
             thread.join()
 
     def memory(self):
-        """Of HAProxy, Java and each worker, in MB."""
-        return [process.memory_info().rss / MB for process in self.processes]
+        """Of HAProxy, Java and each worker, in MB; what several share is counted in parts."""
+        return [process.memory_full_info().pss / MB for process in self.processes]
 
     def said(self):
         """What TorchServe says of its workers: their ids, process ids and states."""
