@@ -16,7 +16,7 @@ from hostile_pictures import cheap_bomb, damaged, heavy_bomb, junk, polyglot
 from hostile_wire import Hostile, send
 
 NOT_HERE = frozenset({400, 404, 405})
-HEAD_BYTES = 14_000  # of a request; beyond, HAProxy answers before all of it has come, and the end of the connection may take the answer along
+HEAD_BYTES = 14_000  # of a request; beyond, HAProxy answers before all of it has come, and the reset of what still comes may take the answer along
 Maker = Callable[[random.Random], Hostile]
 
 
@@ -50,7 +50,8 @@ def query(rng: random.Random) -> Hostile:
         ]
     )
     name = rng.choice([b"alphabet", b"top_k", b"data", b"body", b"ALPHABET", b"x", odd])
-    return Hostile(http(PREDICT + b"?" + name + b"=" + odd, sample(rng)), BAD | {200, 422}, ours=False, may_close=len(name + odd) > HEAD_BYTES)
+    data = http(PREDICT + b"?" + name + b"=" + odd, sample(rng))
+    return Hostile(data, BAD | {200, 422}, ours=False, may_close=len(data) > HEAD_BYTES)
 
 
 def headers(rng: random.Random) -> Hostile:
@@ -220,9 +221,12 @@ def slow(rng: random.Random) -> Hostile:
     data = http(PREDICT, sample(rng), [(b"X", b"a" * 200)])
     chunked = b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % rng.choice([PREDICT, V1]) + b"1\r\n[\r\n" * 500
     cut = rng.choice([data[:5], data[:60], data[: data.find(b"\r\n\r\n") + 3], data[:-1], data[: len(data) // 2], chunked, b"P"])
+    if len(cut) > HEAD_BYTES:  # TorchServe waits for the rest
+        return Hostile(cut, frozenset({504}), may_close=True, deadline_s=SILENT_S, slow=True)
     return Hostile(cut, frozenset({200, 400, 408}), ours=False, may_close=True, deadline_s=SLOW_S, slow=True, pause_s=rng.choice([0, 0, 0.5]))
 
 
+SILENT_S = 45.0  # timeout client and timeout server, 30 s
 SLOW_S = 14.0  # timeout http-request, 10 s, and the way of an answer on a busy machine
 MAKERS: dict[str, tuple[int, Maker]] = {  # of how many in a thousand, and by what
     "multipart": (130, multipart),
