@@ -25,10 +25,8 @@ def mar(tmp_path_factory, model_path) -> Path:
 
 @pytest.fixture(scope="session")
 def server(mar):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TS_ENABLE_MODEL_API", "true")  # so that a test can add a model; it is off in the product
-        with running(mar) as server:
-            yield server
+    with running(mar) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def test_requests_made_from_the_file_are_answered_as_it_says(case, server):
 
 @pytest.mark.slow
 @schema.parametrize()
-@settings(QUIET, max_examples=1000)
+@settings(QUIET, max_examples=200)
 def test_many_requests_made_from_the_file_are_answered_as_it_says(case, server):
     ask(case, server.url)
 

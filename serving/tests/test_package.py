@@ -5,13 +5,13 @@ import zipfile
 
 import numpy as np
 import pytest
-import requests
 from PIL import Image
 
 from handlers.labels import DIGITS, LOWER, VIN
 from handlers.recognizer import Recognizer
 from serving import package as package_module
 from serving.client import Client
+from serving.local import running
 from serving.package import package
 
 # Stands in for TorchServe's worker: the unpacked archive is all that is on the path, and `ts` the installed one.
@@ -61,24 +61,22 @@ def test_the_archive_holds_no_more_than_it_needs(mar, recognizer):
     with zipfile.ZipFile(mar) as archive:
         names = set(archive.namelist())
         manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
-    steps = ("picture", "polarity", "shapes", "framing", "preprocessing")
-    forms = ("protocol", "messages", "plain", "v1", "v2")
+    steps = ("picture", "bombs", "polarity", "shapes", "framing", "preprocessing")
+    forms = ("protocol", "messages", "plain", "multipart", "v1", "v2")
     modules = {f"handlers/{name}.py" for name in ("__init__", "labels", "recognizer", *forms, *steps)}
     assert names == modules | {"emnist_handler.py", "emnist.pt", "model-config.yaml", "MAR-INF/MANIFEST.json"}
     assert manifest["model"]["modelVersion"] == recognizer.version
 
 
 @pytest.mark.parametrize("classes", [DIGITS, LOWER, VIN], ids=["10", "26", "33"])
-def test_any_class_set_packages_and_serves(server, untrained, tmp_path, emnist, classes):
-    """Beside the committed model of 47 classes, in the same TorchServe."""
+def test_any_class_set_packages_and_serves(untrained, tmp_path, emnist, classes):
+    """Under a name of its own, which the edge then takes for the one that there is."""
     model = untrained(classes)
     mar = tmp_path / f"other{len(classes)}.mar"
     package(model, mar)
     picture = tmp_path / "picture.png"
     Image.fromarray(emnist.images[0].numpy()).save(picture)
-    parameters = {"url": mar.as_uri(), "initial_workers": 1, "synchronous": "true"}
-    requests.post(f"http://{server.management_address}/models", params=parameters, timeout=60).raise_for_status()
-    with Client(server.url, model=mar.stem) as client:
+    with running(mar) as server, Client(server.url, model=mar.stem) as client:
         body = client.predict(picture.read_bytes(), alphabet="classes", top_k=len(classes))
     said = {body["character"]: body["confidence"]} | {a["character"]: a["confidence"] for a in body["alternatives"]}
     assert set(said) == set(classes)
