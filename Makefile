@@ -4,9 +4,11 @@ PYTHON      ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RECIPE      ?= flagship
 EMNIST_ROOT ?=
+CHROMIUM    ?=
 NAME        ?= $(RECIPE)
 MODEL       ?= serving/models/emnist.pt
 PORT        ?= 8080
+WEB_PORT    ?= 8000
 
 # Images and where they run; DEVICE is cpu or gpu.
 VERSION            ?= 0.1.0
@@ -34,20 +36,20 @@ PIP        := $(PY) -m pip install --quiet --disable-pip-version-check
 TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu)),$(VENV),$(TRAIN_VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve mar train evaluate compare bench test test-slow check check-manifests format clean
+.PHONY: help demo serve mar train evaluate compare bench test test-slow browser-test check check-manifests format clean
 .PHONY: images images-serve images-train load-images train-container container-test cluster-test chaos-test load-test sweep
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME EMNIST_ROOT MODEL PORT"
+	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME EMNIST_ROOT MODEL PORT WEB_PORT"
 	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE KILL_NODE DEVICE TRAIN_DEVICE (cpu or gpu)"
 	@echo "  of load tests: HOST USERS RUN_TIME SHAPE (steady, step, spike)"
 
 demo: $(VENV)/ready ## package the model, serve it, send the samples, score them, compare
 	@$(PY) -m serving.demo --model $(MODEL)
 
-serve: mar ## serve MODEL on PORT until Ctrl-C
-	@$(PY) -m serving.local --port $(PORT)
+serve: mar ## serve MODEL on PORT, and the drawing page on WEB_PORT, until Ctrl-C
+	@$(PY) -m serving.local --port $(PORT) --web-port $(WEB_PORT)
 
 mar: $(VENV)/ready ## package MODEL into build/emnist.mar
 	@$(PY) -m serving.package --model $(MODEL)
@@ -70,6 +72,9 @@ test: $(VENV)/ready ## the tests that need nothing but .venv
 
 test-slow: $(VENV)/ready ## the slow tests; some need EMNIST_ROOT
 	@EMNIST_ROOT=$(EMNIST_ROOT) $(PY) -m pytest -m slow
+
+browser-test: $(VENV)/ready ## try the drawing page in a Chromium: that of CHROMIUM or of the PATH
+	@CHROMIUM=$(CHROMIUM) $(PY) -m pytest -m browser serving
 
 images: images-serve images-train ## build emnist-serve, emnist-batch and emnist-train
 
