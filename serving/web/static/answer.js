@@ -4,7 +4,7 @@ const element = (id) => document.getElementById(id);
 const percentText = new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
 const SURENESS = [[0.97, "Almost certain"], [0.85, "Quite sure"], [0.6, "Probably"], [0.35, "Not sure"], [0, "A guess"]];
 
-export const percent = (confidence) => percentText.format(confidence);
+export const percent = (confidence) => (confidence < 0.001 ? "< 0.1%" : percentText.format(confidence));
 export const sureness = (confidence) => SURENESS.find(([least]) => confidence >= least)[1];
 
 // The picture as the network gets it: square, light on black.

@@ -92,21 +92,24 @@ export class Pad extends EventTarget {
     });
   }
 
-  // Each point bends the line between the middles to its neighbours, which makes corners of a slow mouse round.
+  // Each point bends the line between the middles to its neighbours, which makes corners of a slow mouse round. A stroke of one
+  // width is one path: where pieces meet, their edges would show.
   #draw(context, side) {
     context.lineCap = context.lineJoin = "round";
     context.strokeStyle = INK;
     const middle = (a, b) => ({ x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 });
     for (const stroke of this.#strokes) {
-      const last = stroke.length - 1;
+      const even = stroke.every((point) => point.width === stroke[0].width);
       stroke.forEach((point, index) => {
         const from = index === 0 ? point : middle(stroke[index - 1], point);
-        const to = index === last ? point : middle(point, stroke[index + 1]);
-        context.lineWidth = point.width * side;
-        context.beginPath();
-        context.moveTo(from.x * side, from.y * side);
+        const to = index + 1 === stroke.length ? point : middle(point, stroke[index + 1]);
+        if (index === 0 || !even) {
+          context.beginPath();
+          context.moveTo(from.x * side, from.y * side);
+          context.lineWidth = point.width * side;
+        }
         context.quadraticCurveTo(point.x * side, point.y * side, to.x * side, to.y * side);
-        context.stroke();
+        if (index + 1 === stroke.length || !even) context.stroke();
       });
     }
   }
