@@ -15,11 +15,8 @@ from datetime import UTC, datetime
 import uvicorn
 
 from serving.web.app import create_app
-from serving.web.connections import Connection
+from serving.web.connections import configuration
 from serving.web.settings import Settings, SettingsError, from_environment
-
-LAST_ANSWERS_S = 10  # for what is in flight when the gateway is told to end
-IDLE_CONNECTION_S = 30
 
 
 class JsonLines(logging.Formatter):
@@ -54,18 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"web: {error}", file=sys.stderr)
         return 2
     log_to_stderr()
-    config = uvicorn.Config(
-        create_app(settings),
-        host=arguments.host,
-        port=arguments.port,
-        http=Connection,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=IDLE_CONNECTION_S,
-        timeout_graceful_shutdown=LAST_ANSWERS_S,
-    )
+    config = configuration(create_app(settings), arguments.host, arguments.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again once it has ended in order
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run()

@@ -1,12 +1,16 @@
-"""HTTP/1.1 connections with a time limit for a request's headers, which uvicorn has none for."""
+"""How the gateway listens: HTTP/1.1 with a time limit for a request's headers, which uvicorn has none for."""
 
 from __future__ import annotations
 
 import asyncio
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADERS_TIMEOUT_S = 10.0
+IDLE_CONNECTION_S = 30
+LAST_ANSWERS_S = 10  # for what is in flight when the gateway is told to end
 
 
 class Connection(H11Protocol):
@@ -38,3 +42,18 @@ class Connection(H11Protocol):
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
+
+
+def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_CONNECTION_S,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
+    )

@@ -13,7 +13,7 @@ import uvicorn
 
 from serving.local import free_ports
 from serving.web.app import create_app
-from serving.web.connections import Connection
+from serving.web.connections import configuration
 from serving.web.settings import Settings
 
 START_TIMEOUT_S = 20
@@ -56,9 +56,7 @@ def service():
 @contextlib.contextmanager
 def listening(settings, transport=None):
     (port,) = free_ports(1)
-    app = create_app(settings, transport)
-    config = uvicorn.Config(app, port=port, http=Connection, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configuration(create_app(settings, transport), "127.0.0.1", port))
     server.capture_signals = contextlib.nullcontext  # the tests' own
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
