@@ -28,6 +28,7 @@ class EmnistHandler(BaseHandler):  # type: ignore[misc]  # ts has no types; and 
         torch.set_num_threads(1)  # the workers are as many as the cores
         cv2.setNumThreads(1)
         model = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]
+        self.name = str(context.manifest["model"]["modelName"])
         self.recognizer = Recognizer(model, f"cuda:{gpu}" if wanted == "gpu" else "cpu")
         size = self.recognizer.input_size
         for count in range(1, int(properties.get("batch_size") or 1) + 1):
@@ -36,9 +37,11 @@ class EmnistHandler(BaseHandler):  # type: ignore[misc]  # ts has no types; and 
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch of requests, each with its own status."""
-        replies = protocol.answer_rows(self.recognizer, data)
+        headers = [{str(name).lower(): value for name, value in context.get_all_request_header(i).items()} for i in range(len(data))]
+        replies = protocol.answer_rows(self.recognizer, data, headers, self.name)
         for index, reply in enumerate(replies):
             context.set_response_status(code=reply.status, idx=index)
-            context.set_response_header(index, "content-type", "application/json")
+            for name, value in reply.headers.items():
+                context.set_response_header(index, name, value)
             context.set_response_header(index, "X-Model-Version", self.recognizer.version)
         return [reply.body for reply in replies]

@@ -228,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--web-port", type=int, help="of the drawing page; without it there is no page")
     parser.add_argument("--host", default=LOOPBACK, help="the address to listen on; 0.0.0.0 for all of this machine; default: %(default)s")
     arguments = parser.parse_args(argv)
+    os.environ.setdefault("LOG_LEVEL", "info")  # a line for each request
     sample = shlex.quote("@" + os.path.relpath(sorted(SAMPLES.iterdir())[0]))
     try:
         with interruptible():

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from handlers import protocol
-from handlers.protocol import STATUS, answer_rows
+from handlers.messages import STATUS
+from handlers.protocol import answer_rows
 
 
 def png(image: np.ndarray) -> bytes:
@@ -101,3 +102,11 @@ def test_a_fault_in_one_row_costs_no_other(recognizer, picture, monkeypatch):
     assert first.status == 500
     assert json.loads(first.body)["error"]["code"] == "internal_error"
     assert second.status == 200
+
+
+def test_what_would_take_too_long_is_refused_in_time(recognizer, picture, monkeypatch):
+    monkeypatch.setattr(protocol, "READING_S", -1.0)
+    (reply,) = answer_rows(recognizer, [{"data": picture}])
+    assert reply.status == 503
+    assert json.loads(reply.body)["error"]["code"] == "overloaded"
+    assert reply.headers["Retry-After"] == "1"

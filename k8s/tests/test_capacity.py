@@ -68,12 +68,22 @@ def pods_of(millicores, count=2):
     settled(count)
 
 
+def peak_rate(users, seconds=15):
+    """Pictures a second under `users` who never wait, once Java has compiled what it runs: when it no longer gets quicker by 3 %."""
+    rates = [load(users, seconds)["per_second"]]
+    for _ in range(10):
+        rates.append(load(users, seconds)["per_second"])
+        if rates[-1] < 1.03 * max(rates[:-1]):
+            return max(rates)
+    raise AssertionError(f"it becomes quicker without end: {rates}")
+
+
 @pytest.mark.usefixtures("half")
 def test_sizing(report):
     """What so many pods of so many cores can do, beside what one core's time for a picture says; then half of it."""
     for count, millicores in ((1, 250), (1, 500), (2, 250), (1, 1000), (2, 500)):
         pods_of(millicores, count)
-        load(32, 5)
+        peak_rate(32)
         peak = load(32, 15)
         at_half = load(16, 15, 32 / peak["per_second"])
         cores = count * millicores / 1000
@@ -90,8 +100,7 @@ def test_sizing(report):
 @pytest.mark.usefixtures("half")
 def test_overload_is_shed_and_what_is_accepted_is_in_time(report):
     pods_of(150)
-    load(PLACES, 5)
-    peak = load(PLACES, 20)["per_second"]
+    peak = peak_rate(PLACES)
     light = load(4, 10, 0.1)["p99_s"]
     before = transitions()
     names = sorted(before)

@@ -25,6 +25,7 @@ manifest = json.loads(pathlib.Path("MAR-INF/MANIFEST.json").read_text())
 statuses, headers = {}, {}
 context = SimpleNamespace(
     system_properties={"model_dir": ".", "gpu_id": None, "batch_size": 2}, manifest=manifest, model_yaml_config={},
+    get_all_request_header=lambda idx: {"Content-Type": "image/png"},
     set_response_status=lambda code, idx: statuses.update({idx: code}),
     set_response_header=lambda idx, key, value: headers.setdefault(idx, {}).update({key: value}))
 handler.initialize(context)
@@ -61,7 +62,8 @@ def test_the_archive_holds_no_more_than_it_needs(mar, recognizer):
         names = set(archive.namelist())
         manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
     steps = ("picture", "polarity", "shapes", "framing", "preprocessing")
-    modules = {f"handlers/{name}.py" for name in ("__init__", "labels", "protocol", "recognizer", *steps)}
+    forms = ("protocol", "messages", "plain", "v1", "v2")
+    modules = {f"handlers/{name}.py" for name in ("__init__", "labels", "recognizer", *forms, *steps)}
     assert names == modules | {"emnist_handler.py", "emnist.pt", "model-config.yaml", "MAR-INF/MANIFEST.json"}
     assert manifest["model"]["modelVersion"] == recognizer.version
 

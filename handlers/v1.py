@@ -1,0 +1,75 @@
+"""KServe's V1 protocol: {"instances": [{"b64": "..."}, ...]} -> {"predictions": [...]}, in the same order.
+
+A picture that cannot be read has {"error": {"code", "message"}} in its place. `parameters` may hold `alphabet` and `top_k`.
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from handlers.messages import (
+    STATUS,
+    Failure,
+    Model,
+    Outcome,
+    Reply,
+    Request,
+    RequestError,
+    count_pictures,
+    error_body,
+    from_json,
+    parameters,
+    prediction_body,
+    reply,
+)
+
+
+def parse(row: Mapping[str, Any], _headers: Mapping[str, str], _model: Model) -> Request:
+    """Raises RequestError."""
+    body = json_of(row)
+    instances = body.get("instances")
+    if not isinstance(instances, list):
+        raise RequestError("bad_request", '\'instances\' must be a list of pictures: {"instances": [{"b64": "..."}]}')
+    count_pictures(len(instances))
+    unknown = sorted(set(body) - {"instances", "parameters"})
+    if unknown:
+        raise RequestError("bad_request", f"unknown name '{unknown[0]}'; there are: instances, parameters")
+    alphabet, top_k = parameters(body.get("parameters", {}))
+    return Request([_picture(number, instance) for number, instance in enumerate(instances)], alphabet, top_k)
+
+
+def _picture(number: int, instance: object) -> bytes:
+    if not isinstance(instance, dict) or list(instance) != ["b64"] or not isinstance(instance["b64"], str):
+        raise RequestError("bad_request", f'instance {number} must be {{"b64": "..."}}, a picture in base64')
+    return from_base64(instance["b64"], f"instance {number}")
+
+
+def answer(_request: Request, outcomes: Sequence[Outcome], _model: Model) -> Reply:
+    predictions = [{"error": error_body(o)} if isinstance(o, Failure) else prediction_body(o.prediction) for o in outcomes]
+    return reply(200, {"predictions": predictions})
+
+
+def error(failure: Failure) -> Reply:
+    return reply(STATUS[failure.code], {"error": f"{failure.code}: {failure.message}"})
+
+
+def json_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a request: bytes, or what TorchServe has read already. Raises RequestError."""
+    body = row.get("body", row.get("data", b""))
+    if isinstance(body, dict):
+        return body
+    if isinstance(body, bytes | bytearray):
+        return from_json(bytes(body))
+    raise RequestError("bad_request", "the request's body must be a JSON object")
+
+
+def from_base64(text: str, where: str) -> bytes:
+    """Raises RequestError."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as wrong:
+        raise RequestError("bad_request", f"{where} is no base64: {wrong}") from wrong
