@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 RETRY_AFTER_S = 1
+TOO_LARGE = "a picture may have at most 16 MiB, less a kilobyte for what is sent with it"
 STATUS = {
     "bad_request": 400,
     "unknown_alphabet": 400,

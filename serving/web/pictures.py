@@ -9,10 +9,9 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serving.web.errors import ApiError
+from serving.web.errors import TOO_LARGE, ApiError
 from serving.web.schemas import Pixels
 from serving.web.settings import MAX_PICTURE_BYTES, MAX_PIXELS_BYTES
-from serving.web.uploads import TOO_LARGE
 
 FIELD = "data"
 HOW_TO_SEND = "send a picture as the body (image/png and the like, or application/octet-stream), as the multipart field 'data', or pixels as JSON"

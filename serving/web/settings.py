@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 MEBIBYTE = 1024 * 1024
-MAX_PICTURE_BYTES = 16 * MEBIBYTE  # what the model service takes
+MAX_PICTURE_BYTES = 16 * MEBIBYTE  # with what is sent around it: the model service takes no larger request
 MAX_PIXELS_BYTES = 64 * 1024  # of JSON; 784 numbers need 4 kB
 SMALL_BODY_BYTES = 256 * 1024  # what is above it counts towards max_held_bytes
 

@@ -8,12 +8,11 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.web.errors import ApiError
+from serving.web.errors import TOO_LARGE, ApiError
 from serving.web.settings import MAX_PICTURE_BYTES, SMALL_BODY_BYTES, Settings
 
 FORM_BYTES = 64 * 1024  # of multipart boundaries and headers around a picture
 LINGER_S = 2.0  # for what is still on its way when the answer is known; a connection closed at once would lose the answer
-TOO_LARGE = "a picture may have at most 16 MiB"
 
 
 class Uploads:

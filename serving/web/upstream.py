@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import httpx
 
 from serving.web import oip
-from serving.web.errors import STATUS, ApiError
-from serving.web.settings import Settings
+from serving.web.errors import STATUS, TOO_LARGE, ApiError
+from serving.web.settings import MAX_PICTURE_BYTES, Settings
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ class Upstream:
         self._in_flight += 1
         try:
             body, json_length = oip.encode(content, alphabet, top_k, headers.get("X-Request-Id", ""))
+            if len(body) > MAX_PICTURE_BYTES:  # the service would break off while it is being sent
+                raise ApiError("image_too_large", TOO_LARGE)
             sent = {**headers, "Content-Type": "application/octet-stream", oip.JSON_LENGTH: str(json_length)}
             started = time.perf_counter()
             async with asyncio.timeout(self._settings.answer_timeout_s):

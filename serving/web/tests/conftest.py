@@ -1,75 +1,21 @@
-"""Gateways on real ports, in front of the real service or of one that fails as a test wants it to."""
+"""Gateways in front of the real service or of one that fails as a test wants it to, and the browser."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import threading
-import time
+import os
+import shutil
 
 import httpx
 import pytest
-import uvicorn
+from gateways import Service, listening
 
-from serving.local import free_ports
-from serving.web.app import create_app
-from serving.web.connections import configuration
 from serving.web.settings import Settings
-
-START_TIMEOUT_S = 20
-
-
-class Service:
-    """A model service for what a real one does not do on demand: `reply` is called with each request and returns an answer or raises."""
-
-    def __init__(self) -> None:
-        self.requests: list[httpx.Request] = []
-        self.reply = self.good
-
-    @staticmethod
-    def good(_request):
-        data = {"character": ["R"], "ascii": [82], "confidence": [0.9], "alternatives": ['[{"character":"K","confidence":0.05}]']}
-        return Service.outputs(data | {"image": [7] * 784, "error": [""]})
-
-    @staticmethod
-    def outputs(data):
-        outputs = [{"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values} for name, values in data.items()]
-        return httpx.Response(200, json={"model_name": "emnist", "model_version": "v7", "outputs": outputs})
-
-    @staticmethod
-    def failed(code, message="in words"):
-        data = {"character": [""], "ascii": [0], "confidence": [0.0], "alternatives": [""], "image": [0] * 784}
-        return Service.outputs(data | {"error": [json.dumps({"code": code, "message": message})]})
-
-    async def __call__(self, request):
-        await request.aread()
-        self.requests.append(request)
-        answer = self.reply(request)
-        return await answer if hasattr(answer, "__await__") else answer
 
 
 @pytest.fixture
 def service():
     return Service()
-
-
-@contextlib.contextmanager
-def listening(settings, transport=None):
-    (port,) = free_ports(1)
-    server = uvicorn.Server(configuration(create_app(settings, transport), "127.0.0.1", port))
-    server.capture_signals = contextlib.nullcontext  # the tests' own
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not server.started:
-        assert thread.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(START_TIMEOUT_S)
 
 
 @pytest.fixture
@@ -89,3 +35,46 @@ def real(server):
     """The address of a gateway in front of the real service."""
     with listening(Settings(upstream=server.url, model_name=server.model)) as url:
         yield url
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# No sandbox, for tests may run as root; the rest keeps the browser from calling home.
+BROWSER_ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+BROWSER_ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415  the other tests do without it
+
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.fail(f"the page is tried in a Chromium, and there is none: install one, or name it in CHROMIUM; looked for {', '.join(BROWSERS)}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=BROWSER_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """A function that opens an address in a window of its own. In the end no page may have had an error or asked elsewhere."""
+    faults, contexts = [], []
+
+    def visit(url, *, path="/", width=1200, height=800, **options):
+        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        # An answer that is an error is said in the console by the browser itself.
+        page.on("console", lambda m: faults.append(m.text) if m.type == "error" and "Failed to load resource" not in m.text else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith((url, "blob:", "data:")) else faults.append(request.url))
+        page.add_init_script("document.addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.violatedDirective, e.blockedURI))")
+        page.goto(url + path)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert faults == []

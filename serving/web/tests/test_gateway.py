@@ -336,6 +336,7 @@ def test_pixels_are_read_as_they_are(real, emnist, recognizer):
         (png(np.zeros((50, 50), np.uint8)), "", 422, "blank_image"),
         (b"junk", "?alphabet=greek", 400, "unknown_alphabet"),
         (b"junk", "?alphabet=digits&top_k=11", 400, "bad_request"),
+        (b"x" * (16 * 1024 * 1024 - 1024), "", 415, "unsupported_format"),
         (b"x" * (16 * 1024 * 1024 - 8), "", 413, "image_too_large"),
         (b"x" * (16 * 1024 * 1024 + 1), "", 413, "image_too_large"),
     ],
