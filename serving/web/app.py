@@ -68,6 +68,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 def _add_predict(app: FastAPI, upstream: Upstream, api_key: str) -> None:
     @app.post(
         "/api/predict",
+        operation_id="predict",
+        tags=["Reading"],
         summary="Read a character",
         dependencies=keys(api_key),
         responses={200: {"model": Answer, "description": "The answer", "headers": HEADERS}, **error_responses()},
@@ -90,13 +92,19 @@ def _add_predict(app: FastAPI, upstream: Upstream, api_key: str) -> None:
 
 
 def _add_probes(app: FastAPI, upstream: Upstream) -> None:
-    @app.get("/live", summary="Whether the gateway runs", responses={200: {"model": Status}})
+    @app.get("/live", operation_id="live", tags=["Probes"], summary="Whether the gateway runs", responses={200: {"model": Status}})
     async def live() -> Response:
         return JSONResponse({"status": "live"})
 
     not_ready = {"model": Error, "description": "`not_ready`: the model service is away"}
 
-    @app.get("/ready", summary="Whether the model service answers", responses={200: {"model": Status}, 503: not_ready})
+    @app.get(
+        "/ready",
+        operation_id="ready",
+        tags=["Probes"],
+        summary="Whether the model service answers",
+        responses={200: {"model": Status}, 503: not_ready},
+    )
     async def ready() -> Response:
         if not await upstream.ready():
             raise ApiError("not_ready", "the model service is not ready")

@@ -33,21 +33,31 @@ const pause = (ms, signal) => new Promise((resolve, reject) => {
   signal?.addEventListener("abort", stop, { once: true });
 });
 
+// The code of an answer that is not the gateway's, but of a proxy before it, or of none at all.
+function withoutWords(response) {
+  if (response?.status === 413) return "image_too_large";
+  return response && response.status < 500 ? "unexpected" : "unreachable";
+}
+
 async function once(picture, alphabet, topK, signal) {
   if (picture.size > MAX_BYTES) throw new ReadError("image_too_large");
   const headers = { "Content-Type": "application/octet-stream" };
   const key = sessionStorage.getItem(KEY);
   if (key) headers["X-API-Key"] = key;
-  const deadline = AbortSignal.timeout(TIMEOUT_MS);
+  const stop = new AbortController();
+  const giveUp = () => stop.abort();
+  const timer = setTimeout(giveUp, TIMEOUT_MS);
+  signal?.addEventListener("abort", giveUp, { once: true });
   let response, body;
   try {
-    response = await fetch(`api/predict?alphabet=${alphabet}&top_k=${topK}`, {
-      method: "POST", body: picture, headers, signal: signal ? AbortSignal.any([signal, deadline]) : deadline,
-    });
+    response = await fetch(`api/predict?alphabet=${alphabet}&top_k=${topK}`, { method: "POST", body: picture, headers, signal: stop.signal });
     body = await response.json();
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new ReadError(deadline.aborted ? "deadline" : response && response.status < 500 ? "unexpected" : "unreachable");
+    throw new ReadError(stop.signal.aborted ? "deadline" : withoutWords(response));
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", giveUp);
   }
   if (response.ok) return body;
   const code = body.error?.code;
@@ -77,7 +87,7 @@ async function untilBack(signal) {
   for (let turn = 0; ; turn++) {
     await pause(WAITS_MS[Math.min(turn, WAITS_MS.length - 1)], signal);
     try {
-      if ((await fetch("ready", { signal: AbortSignal.timeout(5000), cache: "no-store" })).ok) return;
+      if ((await fetch("ready", { signal, cache: "no-store" })).ok) return;
     } catch { /* still away */ }
   }
 }

@@ -66,14 +66,16 @@ export class Gallery {
     const waiting = this.#entries.filter((entry) => entry.alphabet !== alphabet || !entry.done);
     for (const entry of waiting) this.#show(entry, { alphabet, done: false, answer: null, error: "" });
     this.#progress();
+    let refused = null; // without a key no picture is read, and nobody is asked for it again and again
     const next = async () => {
       for (let entry = waiting.shift(); entry && !stop.signal.aborted; entry = waiting.shift()) {
         const onWait = (text) => { element("progress").textContent = text; };
-        let outcome;
+        let outcome = refused;
         try {
-          outcome = { answer: await read(entry.file, { alphabet, signal: stop.signal, onWait }) };
+          outcome ??= { answer: await read(entry.file, { alphabet, signal: stop.signal, onWait }) };
         } catch (error) {
           outcome = { error: error.message, code: error.code };
+          if (error.code === "unauthorized") refused = outcome;
         }
         if (stop.signal.aborted) return;
         this.#show(entry, { ...outcome, done: true });

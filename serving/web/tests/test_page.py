@@ -302,6 +302,10 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit, server):
         says(other, "#key-text", "Enter the API key")
         other.click("#key-cancel")
         says(other, "#notice", "needs a key")
+        other.set_input_files("#files", sorted(SAMPLES.iterdir()))
+        says(other, "#key-text", "Enter the API key")
+        other.click("#key-cancel")
+        says(other, "#progress", "^0 read, 13 could not be read.$")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1200])
@@ -366,6 +370,6 @@ def test_text_is_told_from_what_is_behind_it(visit, real, scheme, tmp_path):
 
 def test_the_docs_are_shown_without_the_internet(visit, real):
     page = visit(real, path="/docs")
-    page.locator("#operations-default-predict_api_predict_post").click()
+    page.locator("#operations-Reading-predict").click()
     says(page, ".swagger-ui", "unknown_alphabet")
     assert "Unable to render" not in page.inner_text("body")
