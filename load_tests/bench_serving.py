@@ -1,6 +1,6 @@
 """This project's service beside FastAPI, LitServe and BentoML, and beside the limit: the same handler without any service.
 
-    python -m load_tests.bench_serving [--seconds 6] [--rounds 3] [--only ours FastAPI] [--output build/bench-serving.md]
+    python -m load_tests.bench_serving [--seconds 8] [--rounds 3] [--only ours FastAPI] [--output build/bench-serving.md]
 
 All have the same model, cores, pictures and load generator (locust, on these cores too), and are tuned over the same grid of
 worker processes, batch size and delay. The best setting of each, by right answers a second of 64 users, is then measured in
@@ -34,7 +34,7 @@ from serving.pictures import cores
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 USERS = (1, 8, 64)
 MOST = max(USERS)
-TUNING_SECONDS = 3.0
+TUNING_SECONDS = 4.0
 WARM_UP_S = 3.0
 OURS, LIMIT, BENTOML = "ours", "the limit", "BentoML"
 NO_DELAY = (BENTOML,)  # chooses its delay by itself
@@ -193,7 +193,7 @@ def spread(values: Sequence[float]) -> str:
 def comparison(everything: Mapping[str, Results]) -> list[str]:
     """The table of the contenders, a line each."""
     times = [f"{users} user{'s' * (users > 1)}: {p}, ms" for users in USERS for p in ("p50", "p99")]
-    columns = ["", "setting", f"{MOST} users: answers/s", "of the limit", "of ours", *times]
+    columns = ["", "workers x batch, delay", f"{MOST} users: answers/s", "of the limit", "of ours", *times]
     columns += ["memory, MiB", "start, s", "errors", "generator, cores"]
     lines = [line(*columns), line("---", "---", *["---:"] * (len(columns) - 2))]
     for name, results in everything.items():
@@ -229,7 +229,7 @@ def words_of(name: str, setting: Setting | None) -> str:
 
 def tuning(everything: Mapping[str, Results]) -> list[str]:
     """The table of the grid: right answers a second of every setting, for each contender."""
-    lines = [line("", "workers x batch size, delay", f"{MOST} users: answers/s"), line("---", "---", "---:")]
+    lines = [line("", "workers x batch, delay", f"{MOST} users: answers/s"), line("---", "---", "---:")]
     for name, results in everything.items():
         for setting, speed in results.tuning.items():
             text = shown(speed).replace("|", "/")
@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--output", type=Path, default=Path("build/bench-serving.md"))
     parser.add_argument("--only", nargs="+", choices=SERVERS, default=SERVERS, metavar="NAME", help=f"of {', '.join(SERVERS)}; the limit always runs")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement; default: %(default)s")
     parser.add_argument("--tuning-seconds", type=float, default=TUNING_SECONDS, help="of each setting of the grid; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--workers", type=int, nargs="+", default=sorted({1, cores()}), help="of the grid; default: 1, and as many as cores")

@@ -30,7 +30,8 @@ class Setting:
 
     def to_environment(self, model: Path) -> dict[str, str]:
         values = {"PEER_WORKERS": self.workers, "PEER_BATCH": self.batch, "PEER_DELAY_MS": self.delay_ms, "PEER_MODEL": model.resolve()}
-        return {name: str(value) for name, value in values.items()}
+        # torch.set_num_threads does not reach the OpenMP of the threads in which some read their batches.
+        return {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in values.items()}
 
 
 def load_model(batch: int) -> Recognizer:
