@@ -24,8 +24,9 @@ from handlers.recognizer import Recognizer
 from serving.package import DEFAULT_MODEL
 from serving.pictures import SUFFIXES, cores, decoders
 from serving.plan import UsageError
+from serving.report import FORMATS
 from serving.results import FAULTS, SAMPLES, Settings, Stopped, reason, to_file, to_stdout
-from serving.rows import FORMATS, Scorer
+from serving.rows import Scorer
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from handlers.recognizer import ModelError
 from serving.merge import is_merged, merge, merged, remove_run, unfinished
 from serving.pictures import Stuck, find_pictures
 from serving.plan import check, make_plan, run_folder
-from serving.rows import Scorer, encode, header, progress, summary
+from serving.report import encode, header, progress, summary
+from serving.rows import Scorer
 from serving.shards import Attempt, DamagedShard, Run
 
 log = logging.getLogger(__name__)

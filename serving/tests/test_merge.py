@@ -11,7 +11,7 @@ from batch_runs import undisturbed
 from serving import results, rows
 from serving.merge import is_merged, merge, meta_path, remove_run
 from serving.plan import make_plan, read_plan, run_folder
-from serving.rows import csv_bytes
+from serving.report import csv_bytes
 from serving.shards import Attempt, DamagedShard, Run
 
 
