@@ -5,6 +5,8 @@
         for result in client.predict_many(Path("pictures").glob("*.png"), alphabet="vin"):
             print(result.picture, result.answer or result.error)
 
+`python -m serving.client PICTURE...` does it from the command line, see `serving/send.py`.
+
 What is sent again: a picture that was answered 503, which is the service's word for "later", and nothing else with a
 status. Not what timed out, for it may be what made the service slow. Not a connection that was refused or broke, with
 one exception: one that was kept from an earlier picture, for a server may close that at the very moment that it is used,
@@ -219,3 +221,9 @@ def _read(path: Path) -> bytes:
         raise ServiceError("unreadable", error.strerror or str(error)) from error
     except ValueError as error:  # a name that no file can have
         raise ServiceError("unreadable", str(error)) from error
+
+
+if __name__ == "__main__":
+    from serving.send import run
+
+    run()

@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -18,6 +18,8 @@ PROGRESS_S = 10.0  # between lines of progress, where standard error is no termi
 FORMATS = ("ascii", "csv")
 STATUSES = ("ok", "rejected", "error")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # OWASP, "CSV Injection"
+
+Item = TypeVar("Item")
 
 
 class Row(NamedTuple):
@@ -76,8 +78,8 @@ def encode(rows: Sequence[Row], form: str, escape_formulas: bool) -> bytes:
     return csv_bytes(escaped(rows) if escape_formulas else rows)
 
 
-def progress(rows: Iterable[list[Row]], total: int, before: int = 0, label: str = "", others: Callable[[], str] = str) -> Iterator[list[Row]]:
-    """Pass rows on; a bar on a terminal, else a line of the log every PROGRESS_S. `before` were done earlier."""
+def progress(rows: Iterable[list[Item]], total: int, before: int = 0, label: str = "", others: Callable[[], str] = str) -> Iterator[list[Item]]:
+    """Pass rows, or what becomes one each, on; a bar on a terminal, else a line of the log every PROGRESS_S. `before` were done earlier."""
     started = said = time.monotonic()
     done = before
     with tqdm(total=total, initial=before, unit="img", disable=None) as bar:  # None: where stderr is no terminal
