@@ -119,7 +119,7 @@ def test_an_error_is_a_row_and_an_exit_code(folder, run, reply, expected):
 
 def test_a_failure_outweighs_a_refusal_and_a_missing_file_is_a_row(folder, run):
     with serving(Reply(422, error("blank_image"))) as service:
-        code, output, _ = run(service.url, folder / "b.png", folder / "missing.png", "--concurrency", "1")
+        code, output, _ = run(service.url, folder / "b.png", "--concurrency", "1", folder / "missing.png")
     assert code == FAILED
     assert [line.split(None, 2)[2] for line in output.decode().splitlines()[1:]] == [
         "blank_image: it is so",
