@@ -1,5 +1,6 @@
 """Everything of k8s/ on the cluster of the current context, for the modules that ask for it."""
 
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,12 @@ from cluster import (
     settled,
     wait_for,
 )
+
+
+def pytest_runtest_logreport(report):
+    """Tell a failure when it happens: a run may take an hour."""
+    if report.failed:
+        print(f"\n{report.nodeid}: {report.longreprtext}", file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture(scope="module")
