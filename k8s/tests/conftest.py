@@ -1,6 +1,5 @@
 """Everything of k8s/ on the cluster of the current context, for the modules that ask for it."""
 
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +21,9 @@ from cluster import (
 )
 
 
-def pytest_runtest_logreport(report):
+def pytest_exception_interact(node, report):
     """Tell a failure when it happens: a run may take an hour."""
-    if report.failed:
-        print(f"\n{report.nodeid}: {report.longreprtext}", file=sys.__stderr__, flush=True)
+    node.config.get_terminal_writer().line(f"\n{node.nodeid}: {report.longreprtext}")
 
 
 @pytest.fixture(scope="module")
