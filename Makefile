@@ -30,6 +30,7 @@ VENV       := .venv
 TRAIN_VENV := .venv-train
 LINT_VENV  := .venv-lint
 COMPARE_VENV := .venv-compare
+PEERS_VENV := .venv-peers
 PY         := $(VENV)/bin/python
 PIP        := $(PY) -m pip install --quiet --disable-pip-version-check
 # Training needs the big environment for a GPU, and for the download of EMNIST by torchvision.
@@ -37,7 +38,7 @@ TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve mar train evaluate compare bench test test-slow browser-test check check-manifests format clean
-.PHONY: images images-serve images-train load-images train-container container-test cluster-test chaos-test load-test sweep
+.PHONY: images images-serve images-train load-images train-container container-test cluster-test chaos-test load-test sweep bench-serving
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -121,6 +122,9 @@ load-test: $(VENV)/ready ## send pictures to HOST as USERS in a SHAPE for RUN_TI
 sweep: mar ## measure workers, batch size and delay, and 1 to 64 users (minutes)
 	@$(PY) load_tests/sweep.py
 
+bench-serving: $(VENV)/ready $(PEERS_VENV)/ready ## MODEL served by us beside FastAPI, LitServe, BentoML and the limit, each tuned (20 minutes); also in build/bench-serving.md
+	@$(PY) -m load_tests.bench_serving --model $(MODEL)
+
 check: $(VENV)/ready ## lint, format, types, Dockerfiles and manifests; only reports
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -136,7 +140,7 @@ format: $(VENV)/ready ## fix what ruff can fix
 	@$(PY) -m ruff format .
 
 clean: ## remove the environments and what was built; runs/ stays
-	rm -rf $(VENV) $(TRAIN_VENV) $(LINT_VENV) $(COMPARE_VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRAIN_VENV) $(LINT_VENV) $(COMPARE_VENV) $(PEERS_VENV) build .pytest_cache .mypy_cache .ruff_cache
 
 # Torch comes first, alone and without what it depends on: only it is looked for in the CPU index, which keeps the gigabytes
 # of CUDA away; an index that cannot be reached costs seconds for every package that is looked for in it.
@@ -160,6 +164,13 @@ $(COMPARE_VENV)/ready: requirements/torch.txt requirements/compare.txt
 	@$(COMPARE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	@$(COMPARE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt -r requirements/compare.txt
 	@$(COMPARE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps rapidocr-onnxruntime==1.4.4
+	@touch $@
+
+$(PEERS_VENV)/ready: requirements/torch.txt requirements/batch.txt requirements/peers.txt
+	@echo "installing the environment $(PEERS_VENV)"
+	@$(PYTHON) -m venv $(PEERS_VENV)
+	@$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt -r requirements/peers.txt
 	@touch $@
 
 $(LINT_VENV)/ready: requirements/lint.txt

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from serving.local import running
+from serving.local import Server, running
 from serving.package import package
 
 
 @pytest.fixture(scope="session")
-def mar(tmp_path_factory, model_path) -> Path:
-    path = tmp_path_factory.mktemp("mar") / "emnist.mar"
+def mar(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Path:
+    path: Path = tmp_path_factory.mktemp("mar") / "emnist.mar"
     package(model_path, path)
     return path
 
 
 @pytest.fixture(scope="session")
-def server(mar):
+def server(mar: Path) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TS_ENABLE_MODEL_API", "true")  # so that a test can add a model; it is off in the product
         with running(mar) as server:

@@ -68,7 +68,7 @@ def test_the_pods_are_spread_over_the_nodes(report):
 
 def test_rest_through_the_service(report):
     with forwarded() as url, Client(url) as client:
-        answers = {path.name: client.predict(path.read_bytes())["character"] for path in sorted(SAMPLES.iterdir())}
+        answers = {path.name: client.predict(path.read_bytes()).character for path in sorted(SAMPLES.iterdir())}
         version = requests.post(f"{url}/predictions/emnist", data=b"junk", timeout=10).headers["X-Model-Version"]
     right = sum(name[0] == character for name, character in answers.items())
     report("sample pictures over REST, right", f"{right} of {len(answers)} (model {version})", f"{len(answers)}")

@@ -79,8 +79,8 @@ def test_any_class_set_packages_and_serves(server, untrained, tmp_path, emnist, 
     parameters = {"url": mar.as_uri(), "initial_workers": 1, "synchronous": "true"}
     requests.post(f"http://{server.management_address}/models", params=parameters, timeout=60).raise_for_status()
     with Client(server.url, model=mar.stem) as client:
-        body = client.predict(picture.read_bytes(), alphabet="classes", top_k=len(classes))
-    said = {body["character"]: body["confidence"]} | {a["character"]: a["confidence"] for a in body["alternatives"]}
+        answer = client.predict(picture.read_bytes(), alphabet="classes", top_k=len(classes))
+    said = {one.character: one.confidence for one in (answer, *answer.alternatives)}
     assert set(said) == set(classes)
     probabilities = Recognizer(model).probabilities(emnist.images[:1].numpy())[0]
     assert np.allclose([said[c] for c in classes], probabilities, atol=1e-4)

@@ -44,9 +44,9 @@ def test_the_curl_answer_is_the_services(root, server, readme):
     shown = json.loads(re.search(r"```json\n(.*?)\n```", readme, re.DOTALL)[1])
     with Client(server.url) as client:
         answer = client.predict((root / "serving" / "samples" / "3_clean.png").read_bytes(), "alnum", 3)
-    assert answer["character"] == shown["character"]
-    assert answer["confidence"] == pytest.approx(shown["confidence"], abs=1e-4)
-    assert [a["character"] for a in answer["alternatives"]] == [a["character"] for a in shown["alternatives"]]
+    assert answer.character == shown["character"]
+    assert answer.confidence == pytest.approx(shown["confidence"], abs=1e-4)
+    assert [a.character for a in answer.alternatives] == [a["character"] for a in shown["alternatives"]]
 
 
 def test_the_csv_and_the_demos_table_are_the_batch_programs(root, readme, tmp_path):
