@@ -122,7 +122,7 @@ def keys(api_key: str) -> list[Any]:
         bearer: Annotated[Any, Security(HTTPBearer(auto_error=False))],
     ) -> None:
         given = header if header is not None else bearer.credentials if bearer else ""
-        if not hmac.compare_digest(given.encode(), expected):
+        if not hmac.compare_digest(given.encode("latin-1"), expected):
             raise ApiError(
                 "unauthorized", "an API key is needed, in the header X-API-Key or as a bearer token" if not given else "this API key is not valid"
             )

@@ -55,7 +55,10 @@ function drawingChanged() {
   notice("");
   if (pad.empty) {
     clearAnswer();
-  } else if (element("auto").checked && !pad.drawing) {
+    return;
+  }
+  standBack();
+  if (element("auto").checked && !pad.drawing) {
     timer = setTimeout(readNow, AUTO_PAUSE_MS);
   }
 }

@@ -1,20 +1,15 @@
 """What the gateway takes and answers, and what it asks of the model service."""
 
 import http.client
-import io
 import json
-import os
 import re
 import subprocess
 import sys
 
 import httpx
-import numpy as np
 import pytest
 import requests
-from PIL import Image
 
-from serving.local import SAMPLES, free_ports
 from serving.web import oip
 from serving.web.app import STATIC, create_app
 from serving.web.settings import Settings
@@ -26,12 +21,6 @@ NEVER_IMPORTED = {"torch", "cv2", "numpy", "PIL", "handlers", "training", "jinja
 
 def post(url, query="", **options):
     return requests.post(f"{url}/api/predict{query}", timeout=TIMEOUT_S, **options)
-
-
-def png(image):
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def asked(service):
@@ -296,52 +285,3 @@ def test_the_gateway_is_light():
     assert not NEVER_IMPORTED & set(modules)
     ours = {name for name in modules if name.split(".")[0] == "serving"}
     assert {name for name in ours if not name.startswith("serving.web")} == {"serving"}
-
-
-@pytest.mark.parametrize(("name", "value"), [("MAX_IN_FLIGHT", "many"), ("BODY_TIMEOUT_S", "-1"), ("UPSTREAM", "emnist:80")])
-def test_a_setting_that_cannot_be_is_one_line(root, name, value):
-    command = [sys.executable, "-m", "serving.web", "--port", str(free_ports(1)[0])]
-    done = subprocess.run(command, cwd=root, env=os.environ | {name: value}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert done.returncode == 2
-    assert re.fullmatch(rf"web: {name} must be [^\n]*\n", done.stderr)
-
-
-def test_the_samples_are_read_as_over_rest(real, server):
-    for sample in sorted(SAMPLES.iterdir()):
-        body = post(real, "?top_k=3", data=sample.read_bytes()).json()
-        rest = requests.post(f"{server.url}/predictions/emnist", files={"data": sample.read_bytes()}, timeout=TIMEOUT_S).json()
-        assert body["character"] == rest["character"] == sample.name[0]
-        assert body["confidence"] == pytest.approx(rest["confidence"], abs=1e-5)
-        assert [a["character"] for a in body["alternatives"]] == [a["character"] for a in rest["alternatives"]]
-        assert set(rest) <= set(body)
-        assert len(body["image"]) == 784
-
-
-def test_pixels_are_read_as_they_are(real, emnist, recognizer):
-    for image in emnist.images.numpy()[:12]:
-        response = post(real, "?alphabet=classes&top_k=1", json={"pixels": image.ravel().tolist()})
-        body = response.json()
-        assert body["image"] == image.ravel().tolist()
-        probabilities = recognizer.probabilities(image[None])[0]
-        assert body["character"] == emnist.classes[int(probabilities.argmax())]
-        assert body["confidence"] == pytest.approx(float(probabilities.max()), abs=1e-4)
-        assert body["model_version"] == response.headers["X-Model-Version"] == recognizer.version
-
-
-@pytest.mark.parametrize(
-    ("body", "query", "status", "code"),
-    [
-        (b"", "", 400, "invalid_image"),
-        (b"junk", "", 415, "unsupported_format"),
-        (png(np.zeros((50, 50), np.uint8)), "", 422, "blank_image"),
-        (b"junk", "?alphabet=greek", 400, "unknown_alphabet"),
-        (b"junk", "?alphabet=digits&top_k=11", 400, "bad_request"),
-        (b"x" * (16 * 1024 * 1024 - 1024), "", 415, "unsupported_format"),
-        (b"x" * (16 * 1024 * 1024 - 8), "", 413, "image_too_large"),
-        (b"x" * (16 * 1024 * 1024 + 1), "", 413, "image_too_large"),
-    ],
-)
-def test_errors_of_the_real_service(real, body, query, status, code):
-    response = post(real, query, data=body)
-    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
-    assert len(response.json()["error"]["message"]) > 10

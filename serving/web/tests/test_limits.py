@@ -3,17 +3,12 @@
 import asyncio
 import contextlib
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 import requests
 from gateways import listening
@@ -273,58 +268,3 @@ def test_a_client_that_goes_away_is_logged_as_such(start, caplog):
         s.sendall(head(1000) + b"x")
         time.sleep(0.2)
     assert logged(caplog, 1)[0]["status"] == 499
-
-
-def launch(root, port, **environment):
-    command = [sys.executable, "-m", "serving.web", "--port", str(port)]
-    return subprocess.Popen(command, cwd=root, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(url):
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        try:
-            return requests.get(f"{url}/live", timeout=TIMEOUT_S)
-        except requests.ConnectionError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_program_answers_what_it_has_and_ends(root, start, service, number):
-    """The gateway under test has another gateway as its service, whose answer comes after the signal."""
-    asked, free = threading.Event(), threading.Event()
-
-    async def wait(_request):
-        asked.set()
-        while not free.is_set():
-            await asyncio.sleep(0.01)
-        return httpx.Response(404)
-
-    (port,) = free_ports(1)
-    service.reply = wait
-    behind = start()
-    with launch(root, port, UPSTREAM=behind) as process, ThreadPoolExecutor(1) as pool:
-        wait_for(f"http://127.0.0.1:{port}")
-        ready = pool.submit(requests.get, f"http://127.0.0.1:{port}/ready", timeout=TIMEOUT_S)
-        assert asked.wait(TIMEOUT_S)
-        process.send_signal(number)
-        time.sleep(0.3)
-        free.set()
-        assert ready.result().status_code == 503
-        _, stderr = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0
-    lines = [json.loads(line) for line in stderr.splitlines()]
-    assert [line["status"] for line in lines if line.get("path") == "/ready"] == [503]
-    assert {"time", "level"} <= set(lines[0])
-
-
-def test_a_taken_port_is_said(root):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with launch(root, taken.getsockname()[1]) as process:
-            _, stderr = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode != 0
-    assert "address already in use" in stderr
-    assert "Traceback" not in stderr

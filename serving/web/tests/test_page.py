@@ -1,58 +1,18 @@
 """The page in a real browser, in front of the real service."""
 
-import csv
 import io
 import re
 
 import pytest
+from drawing import SHAPES, R, answered, draw, ink, says
 from gateways import Line, listening
 from PIL import Image
 
-from serving.local import SAMPLES, free_ports
+from serving.local import SAMPLES
 from serving.web import oip
 from serving.web.settings import Settings
 
 pytestmark = pytest.mark.browser
-
-# Strokes in units of the pad's side.
-R = [[(0.3, 0.85), (0.3, 0.15), (0.55, 0.15), (0.68, 0.25), (0.66, 0.42), (0.52, 0.5), (0.3, 0.5)], [(0.48, 0.5), (0.72, 0.85)]]
-SHAPES = {
-    "R": R,
-    "H": [[(0.28, 0.15), (0.28, 0.85)], [(0.72, 0.15), (0.72, 0.85)], [(0.28, 0.5), (0.72, 0.5)]],
-    "T": [[(0.2, 0.18), (0.8, 0.18)], [(0.5, 0.18), (0.5, 0.86)]],
-    "E": [[(0.7, 0.15), (0.3, 0.15), (0.3, 0.85), (0.7, 0.85)], [(0.3, 0.5), (0.62, 0.5)]],
-    "4": [[(0.6, 0.15), (0.25, 0.6), (0.78, 0.6)], [(0.62, 0.3), (0.62, 0.88)]],
-    "7": [[(0.25, 0.18), (0.75, 0.18), (0.45, 0.86)]],
-    "3": [[(0.3, 0.22), (0.45, 0.14), (0.64, 0.2), (0.66, 0.36), (0.46, 0.47), (0.66, 0.58), (0.68, 0.76), (0.48, 0.87), (0.28, 0.78)]],
-}
-
-
-def draw(page, strokes):
-    box = page.locator("#pad").bounding_box()
-    for stroke in strokes:
-        points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
-        page.mouse.move(*points[0])
-        page.mouse.down()
-        for point in points[1:]:
-            page.mouse.move(*point, steps=5)
-        page.mouse.up()
-
-
-def says(page, selector, text):
-    """Wait until an element that is in sight holds the text."""
-    page.locator(selector).filter(has_text=re.compile(text)).filter(visible=True).wait_for()
-
-
-def answered(page, character):
-    says(page, "#character", f"^{re.escape(character)}$")
-    page.locator("#result:not(.stale)").wait_for()
-
-
-def ink(page):
-    """How many pixels of the pad are drawn on."""
-    count = """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => { const c = document.getElementById('pad');
-        done(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v > 127).length); })))"""
-    return page.evaluate(count)
 
 
 def predictions(page):
@@ -187,125 +147,6 @@ def test_the_alphabet_is_what_an_answer_is_chosen_from(visit, real):
         with page.expect_response("**/api/predict*") as response:
             page.select_option("#alphabet", value) if page.input_value("#alphabet") != value else page.click("#predict")
         assert response.value.status == 200
-
-
-def test_one_picture_is_read_in_the_panel(visit, real):
-    page = visit(real)
-    page.set_input_files("#files", SAMPLES / "A_framed_box.png")
-    answered(page, "A")
-    says(page, "#source-name", "A_framed_box.png")
-    assert page.evaluate("document.getElementById('source-image').naturalWidth") > 0
-    assert page.locator("#gallery").is_hidden()
-    draw(page, SHAPES["T"])
-    answered(page, "T")
-    assert page.locator("#source").is_hidden()
-
-
-def test_several_pictures_are_a_table_and_a_csv(visit, real, tmp_path):
-    (tmp_path / "=notes, old.txt").write_text("no picture")
-    Image.new("L", (40, 40), 255).save(tmp_path / "white.png")
-    samples = sorted(SAMPLES.iterdir())
-    page = visit(real)
-    page.set_input_files("#files", [*samples, *sorted(tmp_path.iterdir())])
-    says(page, "#progress", f"^{len(samples)} read, 2 could not be read.$")
-    rows = page.locator("#rows tr").all_inner_texts()
-    assert len(rows) == len(samples) + 2
-    for sample, row in zip(samples, rows, strict=False):
-        assert re.search(rf"{re.escape(sample.name)}\s+{sample.name[0]}\s+9\d\.\d%", row), row
-    assert "not a picture that can be read here" in rows[-2]
-    assert "nothing to read" in rows[-1]
-    assert page.locator("#rows canvas").count() == len(samples)
-    with page.expect_download() as download:
-        page.click("#download")
-    with download.value.path().open(newline="", encoding="utf-8") as stream:
-        table = list(csv.DictReader(stream))
-    assert [line["character"] for line in table] == [sample.name[0] for sample in samples] + ["", ""]
-    assert [(line["file"], line["status"], line["error"]) for line in table[-2:]] == [
-        ("'=notes, old.txt", "error", "unsupported_format"),
-        ("white.png", "error", "blank_image"),
-    ]
-    assert all(re.fullmatch(r"0\.\d{4}", line["confidence"]) for line in table[:-2])
-    page.click("#remove")
-    assert page.locator("#gallery").is_hidden()
-
-
-@pytest.mark.parametrize("event", ["paste", "drop"])
-def test_pictures_are_pasted_and_dropped(visit, real, event):
-    page = visit(real)
-    bring = """([name, bytes]) => {
-        const data = new DataTransfer();
-        data.items.add(new File([Uint8Array.from(bytes)], "brought.png", { type: "image/png" }));
-        const options = { bubbles: true, cancelable: true };
-        document.body.dispatchEvent(name === "paste" ? new ClipboardEvent(name, { ...options, clipboardData: data })
-            : new DragEvent(name, { ...options, dataTransfer: data }));
-    }"""
-    page.evaluate(bring, [event, list((SAMPLES / "K_in_a_corner.png").read_bytes())])
-    answered(page, "K")
-    says(page, "#source-name", "brought.png")
-
-
-def test_a_wrong_file_is_said_in_words(visit, real, tmp_path):
-    page = visit(real)
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "large.png").write_bytes(b"x" * (17 * 1024 * 1024))
-    page.set_input_files("#files", tmp_path / "notes.txt")
-    says(page, "#notice", "not a picture that can be read here")
-    assert page.locator("#spoken").inner_text() == page.locator("#notice").inner_text()
-    page.set_input_files("#files", tmp_path / "large.png")
-    says(page, "#notice", "too large")
-    draw(page, SHAPES["T"])
-    answered(page, "T")
-    assert page.locator("#notice").is_hidden()
-
-
-def test_the_service_goes_and_comes_back(visit, server):
-    transport = Line()
-    with listening(Settings(upstream=server.url), transport) as url:
-        page = visit(url)
-        transport.cut.set()
-        draw(page, SHAPES["H"])
-        says(page, "#notice", "^The service cannot be reached; trying again…$")
-        page.set_input_files("#files", sorted(SAMPLES.iterdir())[:2])
-        says(page, "#progress", "cannot be reached")
-        page.wait_for_timeout(1500)
-        transport.cut.clear()
-        answered(page, "H")
-        says(page, "#progress", "^2 read.$")
-        assert page.locator("#notice").is_hidden()
-
-
-def test_the_gateway_goes_and_comes_back(visit, server):
-    settings, (port,) = Settings(upstream=server.url), free_ports(1)
-    with listening(settings, port=port) as url:
-        page = visit(url)
-    draw(page, SHAPES["H"])
-    says(page, "#notice", "cannot be reached")
-    with listening(settings, port=port):
-        answered(page, "H")
-
-
-def test_a_key_is_asked_for_and_kept_for_the_tab(visit, server):
-    with listening(Settings(upstream=server.url, api_key="right")) as url:
-        page = visit(url)
-        draw(page, SHAPES["T"])
-        for key, text in (("wrong", "Enter the API key"), ("right", "not valid")):
-            says(page, "#key-text", text)
-            page.fill("#key", key)
-            page.keyboard.press("Enter")
-        answered(page, "T")
-        page.reload()
-        draw(page, SHAPES["H"])
-        answered(page, "H")
-        assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
-        other = visit(url)
-        draw(other, SHAPES["H"])
-        says(other, "#key-text", "Enter the API key")
-        other.click("#key-cancel")
-        says(other, "#notice", "needs a key")
-        other.set_input_files("#files", sorted(SAMPLES.iterdir()))
-        says(other, "#key-text", "Enter the API key")
-        other.click("#key-cancel")
-        says(other, "#progress", "^0 read, 13 could not be read.$")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1200])
