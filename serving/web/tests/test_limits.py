@@ -33,12 +33,12 @@ def code(response):
     return response.status_code, response.json()["error"]["code"]
 
 
-def talk(url, *parts, pause_s=0.0):
+def talk(url, *parts, pause_s=0.0, may_break=False):
     """Send bytes as they are, and return all that comes back until the gateway closes, and after how many seconds."""
     host, port = url.removeprefix("http://").split(":")
     started = time.monotonic()
     with socket.create_connection((host, int(port)), TIMEOUT_S) as s:
-        with contextlib.suppress(OSError):  # the gateway may close before all is sent
+        with contextlib.suppress(*[OSError] if may_break else []):
             for part in parts:
                 s.sendall(part)
                 time.sleep(pause_s)
@@ -87,14 +87,14 @@ def test_the_largest_picture_passes_and_a_larger_one_does_not(start, service):
 def test_a_body_that_is_too_large_is_refused_before_it_is_here(start, monkeypatch):
     monkeypatch.setattr(uploads, "LINGER_S", 1)
     answer, seconds = talk(start(), head(17 * MEBIBYTE), *chunks(3), pause_s=0.1)
-    assert answer.startswith(b"HTTP/1.1 413"), "a connection closed while its client is sending is reset, and the answer lost"
+    assert answer.startswith(b"HTTP/1.1 413"), "and nothing that is sent meanwhile resets the connection, which loses the answer"
     assert b"connection: close" in answer.lower()
     assert seconds < 5
 
 
 def test_a_slow_upload_gets_408_and_its_connection_is_closed(start, service, monkeypatch):
     monkeypatch.setattr(uploads, "LINGER_S", 0.3)
-    answer, seconds = talk(start(body_timeout_s=0.5), head(1000), *[b"x"] * 10, pause_s=0.1)
+    answer, seconds = talk(start(body_timeout_s=0.5), head(1000), *[b"x"] * 10, pause_s=0.1, may_break=True)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b'"deadline"' in answer
     assert seconds < 5
