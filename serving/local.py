@@ -34,6 +34,7 @@ from serving.processes import (
     REQUEST_TIMEOUT_S,
     ServerError,
     haproxy_command,
+    metrics_environment,
     model_version,
     torchserve_command,
     web_command,
@@ -56,7 +57,7 @@ LAST_WORDS_S = 1.0  # that a worker's error may come later in the log than Torch
 
 
 class Server:
-    """A running service; made by `running`. `url` is the address that clients on this machine use, `web_url` that of the page or ""."""
+    """A running service; made by `running`. `url` is the address of clients on this machine, `probes_url` Prometheus's, `web_url` the page's or ""."""
 
     def __init__(self, mar: Path, folder: Path, host: str, port: int | None, web_port: int | None, log: IO[bytes]) -> None:
         self.model = mar.stem
@@ -66,17 +67,19 @@ class Server:
         self._load_failed = False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._readers: list[threading.Thread] = []
-        edge, probes, inference, management, metrics, grpc_inference, grpc_management = free_ports(7)
+        edge, probes, inference, management, metrics, model_metrics, grpc_inference, grpc_management = free_ports(8)
         port = port or edge
         self.management_address = f"{LOOPBACK}:{management}"
         self.url = f"http://{LOOPBACK}:{port}"
         self.web_url = f"http://{LOOPBACK}:{web_port}" if web_port else ""
+        self.probes_url = f"http://{LOOPBACK}:{probes}"
         self.admin_socket = folder / "haproxy.sock"
         torchserve = {
             "TEMP": str(folder),  # unpacked models and the workers' sockets
             "TMPDIR": str(folder),
             "LOG_LOCATION": str(folder),
             "METRICS_LOCATION": str(folder),
+            "MODEL_METRICS_PORT": str(model_metrics),
             "TS_INFERENCE_ADDRESS": f"http://{LOOPBACK}:{inference}",
             "TS_MANAGEMENT_ADDRESS": f"http://{self.management_address}",
             "TS_METRICS_ADDRESS": f"http://{LOOPBACK}:{metrics}",
@@ -88,13 +91,14 @@ class Server:
             "PROBE_ADDRESS": f"{LOOPBACK}:{probes}",
             "TORCHSERVE_ADDRESS": f"{LOOPBACK}:{inference}",
             "MANAGEMENT_PORT": str(management),
+            "MODEL_METRICS_PORT": str(model_metrics),
             "ADMIN_SOCKET": str(self.admin_socket),
             "HARD_STOP": f"{HARD_STOP_S}s",
             "MODEL": self.model,
             "MODEL_VERSION": model_version(mar),
         }
         try:
-            self._start("java", torchserve_command(mar, folder), torchserve)
+            self._start("java", torchserve_command(mar, folder), torchserve | metrics_environment(folder))
             self._start("haproxy", haproxy_command(), haproxy)
             if web_port:
                 self._start("web", web_command(host, web_port, self.url, self.model), {"PYTHONPATH": str(HERE.parent)})

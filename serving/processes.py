@@ -43,6 +43,14 @@ def torchserve_command(mar: Path, folder: Path) -> list[str]:
     return [*command, "-f", str(CONFIG), "-s", str(mar.resolve().parent), "-ncs", "-m", f"{mar.stem}={mar.name}"]
 
 
+def metrics_environment(folder: Path) -> dict[str, str]:
+    """The variable by which workers count what they do (handlers/metrics.py), in a fresh folder below `folder`."""
+    counts = folder / "metrics"
+    shutil.rmtree(counts, ignore_errors=True)
+    counts.mkdir()
+    return {"PROMETHEUS_MULTIPROC_DIR": str(counts)}
+
+
 def haproxy_command() -> list[str]:
     """HAProxy in the foreground. Raises ServerError."""
     return [haproxy_binary(), "-db", "-f", str(EDGE_CONFIG)]

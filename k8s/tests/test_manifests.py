@@ -17,7 +17,7 @@ FILES = sorted(K8S.glob("*.yaml"))
 OVERLAYS = sorted(path for path in (K8S / "overlays").iterdir() if path.is_dir())
 VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34")
 CLUSTER_SCOPED = {"Namespace", "PersistentVolume"}
-SECRET_PORTS = {8081, 8082, 8085, 7070, 7071}  # TorchServe's own; none leaves the pod
+SECRET_PORTS = {8081, 8082, 8083, 8085, 7070, 7071}  # TorchServe's own; none leaves the pod
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 

@@ -63,7 +63,7 @@ def test_the_archive_holds_no_more_than_it_needs(mar, recognizer):
         manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
     steps = ("picture", "polarity", "shapes", "framing", "preprocessing")
     forms = ("protocol", "messages", "plain", "v1", "v2")
-    modules = {f"handlers/{name}.py" for name in ("__init__", "labels", "recognizer", *forms, *steps)}
+    modules = {f"handlers/{name}.py" for name in ("__init__", "labels", "metrics", "recognizer", *forms, *steps)}
     assert names == modules | {"emnist_handler.py", "emnist.pt", "model-config.yaml", "MAR-INF/MANIFEST.json"}
     assert manifest["model"]["modelVersion"] == recognizer.version
 
