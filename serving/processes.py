@@ -47,7 +47,7 @@ def metrics_environment(folder: Path) -> dict[str, str]:
     """The variable by which workers count what they do (handlers/metrics.py), in a fresh folder below `folder`."""
     counts = folder / "metrics"
     shutil.rmtree(counts, ignore_errors=True)
-    counts.mkdir()
+    counts.mkdir(exist_ok=True)
     return {"PROMETHEUS_MULTIPROC_DIR": str(counts)}
 
 
