@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,6 +115,9 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_port = True
     daemon_threads = True
     number: IO[str]  # kept open for as long as the process has its number
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002  the base class prints a traceback
+        log.warning("the metrics could not be told: %r", sys.exception())
 
 
 def take_number(folder: Path) -> tuple[int, IO[str]]:
