@@ -107,7 +107,8 @@ def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(m
         assert later.json()["alphabet"] == "vin", "query parameters are handed on"
         assert later.headers["Connection"] == "close"
         assert not broken.ready()
-        again = requests.post(f"{broken.url}/emnist/predict", data=samples[0].read_bytes(), headers={"X-Handed-On": "1"}, timeout=TIMEOUT_S)
+        handed_on = {"X-Handed-On": "1", "X-Protocol": "plain"}
+        again = requests.post(f"{broken.url}/emnist/predict", data=samples[0].read_bytes(), headers=handed_on, timeout=TIMEOUT_S)
         assert again.status_code == 503, "what a peer has handed on is not handed on again"
 
 
