@@ -144,6 +144,9 @@ def finish(row: Reading, model: Model, probabilities: Iterator[npt.NDArray[np.fl
         reply = FORMS[row.form].answer(row.request, outcomes, model)
     except RequestError as error:
         return fail(row.form, Failure(error.code, str(error)), observer)
+    except Exception:
+        log.exception("a row could not be answered")
+        return fail(row.form, INTERNAL, observer)
     for outcome in outcomes:
         if isinstance(outcome, Failure):
             observer.failed(row.form, outcome.code)
