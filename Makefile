@@ -31,13 +31,14 @@ TRAIN_VENV := .venv-train
 LINT_VENV  := .venv-lint
 COMPARE_VENV := .venv-compare
 PEERS_VENV := .venv-peers
+TRITON_VENV := .venv-triton
 PY         := $(VENV)/bin/python
 PIP        := $(PY) -m pip install --quiet --disable-pip-version-check
 # Training needs the big environment for a GPU, and for the download of EMNIST by torchvision.
 TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu)),$(VENV),$(TRAIN_VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve mar train evaluate compare bench test test-slow browser-test check check-manifests format clean
+.PHONY: help demo serve mar train evaluate compare bench test test-slow browser-test conformance-test check check-manifests format clean
 .PHONY: images images-serve images-train load-images train-container container-test cluster-test chaos-test load-test sweep bench-serving
 
 help: ## list the verbs
@@ -76,6 +77,9 @@ test-slow: $(VENV)/ready ## the slow tests; some need EMNIST_ROOT
 
 browser-test: $(VENV)/ready ## try the drawing page in a Chromium: that of CHROMIUM or of the PATH
 	@CHROMIUM=$(CHROMIUM) $(PY) -m pytest -m browser serving
+
+conformance-test: $(VENV)/ready $(TRITON_VENV)/ready ## our Open Inference Protocol beside a Triton server's, which comes in an environment of its own
+	@$(PY) -m pytest -m conformance serving
 
 images: images-serve images-train ## build emnist-serve, emnist-batch and emnist-train
 
@@ -140,7 +144,7 @@ format: $(VENV)/ready ## fix what ruff can fix
 	@$(PY) -m ruff format .
 
 clean: ## remove the environments and what was built; runs/ stays
-	rm -rf $(VENV) $(TRAIN_VENV) $(LINT_VENV) $(COMPARE_VENV) $(PEERS_VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRAIN_VENV) $(LINT_VENV) $(COMPARE_VENV) $(PEERS_VENV) $(TRITON_VENV) build .pytest_cache .mypy_cache .ruff_cache
 
 # Torch comes first, alone and without what it depends on: only it is looked for in the CPU index, which keeps the gigabytes
 # of CUDA away; an index that cannot be reached costs seconds for every package that is looked for in it.
