@@ -57,7 +57,7 @@ LAST_WORDS_S = 1.0  # that a worker's error may come later in the log than Torch
 
 
 class Server:
-    """A running service; made by `running`. Addresses on this machine: `url` for clients, `probes_url` for Prometheus, `web_url` of the page or ""."""
+    """A running service; made by `running`. Addresses here: `url` for clients, `probes_url` for Prometheus, `web_url` of the page or ""."""
 
     def __init__(self, mar: Path, folder: Path, host: str, port: int | None, web_port: int | None, log: IO[bytes]) -> None:
         self.model = mar.stem
