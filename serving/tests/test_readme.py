@@ -51,7 +51,7 @@ def test_the_curl_answer_is_the_services(root, server, readme):
     assert [a.character for a in answer.alternatives] == [a["character"] for a in shown["alternatives"]]
 
 
-def test_the_snippets_run(root, server, readme, tmp_path):
+def test_the_snippets_run(root, server, readme):
     """With this service's address, and a folder that is there."""
 
     def run(command, snippet):
