@@ -4,9 +4,11 @@ PYTHON      ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RECIPE      ?= flagship
 EMNIST_ROOT ?=
+CHROMIUM    ?=
 NAME        ?= $(RECIPE)
 MODEL       ?= serving/models/emnist.pt
 PORT        ?= 8080
+WEB_PORT    ?= 8000
 
 # Images and where they run; DEVICE is cpu or gpu.
 VERSION            ?= 0.1.0
@@ -28,26 +30,28 @@ VENV       := .venv
 TRAIN_VENV := .venv-train
 LINT_VENV  := .venv-lint
 COMPARE_VENV := .venv-compare
+PEERS_VENV := .venv-peers
+TRITON_VENV := .venv-triton
 PY         := $(VENV)/bin/python
 PIP        := $(PY) -m pip install --quiet --disable-pip-version-check
 # Training needs the big environment for a GPU, and for the download of EMNIST by torchvision.
 TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu)),$(VENV),$(TRAIN_VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve mar train evaluate compare bench test test-slow check check-manifests format clean
-.PHONY: images images-serve images-train load-images train-container container-test cluster-test chaos-test load-test sweep
+.PHONY: help demo serve mar train evaluate compare bench test test-slow browser-test conformance-test check check-manifests format clean
+.PHONY: images images-serve images-train load-images train-container container-test cluster-test chaos-test load-test sweep bench-serving
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME EMNIST_ROOT MODEL PORT"
+	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME EMNIST_ROOT MODEL PORT WEB_PORT"
 	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE KILL_NODE DEVICE TRAIN_DEVICE (cpu or gpu)"
 	@echo "  of load tests: HOST USERS RUN_TIME SHAPE (steady, step, spike)"
 
 demo: $(VENV)/ready ## package the model, serve it, send the samples, score them, compare
 	@$(PY) -m serving.demo --model $(MODEL)
 
-serve: mar ## serve MODEL on PORT until Ctrl-C
-	@$(PY) -m serving.local --port $(PORT)
+serve: mar ## serve MODEL on PORT, and the drawing page on WEB_PORT, until Ctrl-C
+	@$(PY) -m serving.local --port $(PORT) --web-port $(WEB_PORT)
 
 mar: $(VENV)/ready ## package MODEL into build/emnist.mar
 	@$(PY) -m serving.package --model $(MODEL)
@@ -70,6 +74,12 @@ test: $(VENV)/ready ## the tests that need nothing but .venv
 
 test-slow: $(VENV)/ready ## the slow tests; some need EMNIST_ROOT
 	@EMNIST_ROOT=$(EMNIST_ROOT) $(PY) -m pytest -m slow
+
+browser-test: $(VENV)/ready ## try the drawing page in a Chromium: that of CHROMIUM or of the PATH
+	@CHROMIUM=$(CHROMIUM) $(PY) -m pytest -m browser serving
+
+conformance-test: $(VENV)/ready $(TRITON_VENV)/ready ## our Open Inference Protocol beside a Triton server's, which comes in an environment of its own
+	@$(PY) -m pytest -m conformance serving
 
 images: images-serve images-train ## build emnist-serve, emnist-batch and emnist-train
 
@@ -116,6 +126,9 @@ load-test: $(VENV)/ready ## send pictures to HOST as USERS in a SHAPE for RUN_TI
 sweep: mar ## measure workers, batch size and delay, and 1 to 64 users (minutes)
 	@$(PY) load_tests/sweep.py
 
+bench-serving: $(VENV)/ready $(PEERS_VENV)/ready ## MODEL served by us beside FastAPI, LitServe, BentoML and the limit, each tuned (20 minutes); also in build/bench-serving.md
+	@$(PY) -m load_tests.bench_serving --model $(MODEL)
+
 check: $(VENV)/ready ## lint, format, types, Dockerfiles and manifests; only reports
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -131,7 +144,7 @@ format: $(VENV)/ready ## fix what ruff can fix
 	@$(PY) -m ruff format .
 
 clean: ## remove the environments and what was built; runs/ stays
-	rm -rf $(VENV) $(TRAIN_VENV) $(LINT_VENV) $(COMPARE_VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRAIN_VENV) $(LINT_VENV) $(COMPARE_VENV) $(PEERS_VENV) $(TRITON_VENV) build .pytest_cache .mypy_cache .ruff_cache
 
 # Torch comes first, alone and without what it depends on: only it is looked for in the CPU index, which keeps the gigabytes
 # of CUDA away; an index that cannot be reached costs seconds for every package that is looked for in it.
@@ -155,6 +168,13 @@ $(COMPARE_VENV)/ready: requirements/torch.txt requirements/compare.txt
 	@$(COMPARE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	@$(COMPARE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt -r requirements/compare.txt
 	@$(COMPARE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps rapidocr-onnxruntime==1.4.4
+	@touch $@
+
+$(PEERS_VENV)/ready: requirements/torch.txt requirements/batch.txt requirements/peers.txt
+	@echo "installing the environment $(PEERS_VENV)"
+	@$(PYTHON) -m venv $(PEERS_VENV)
+	@$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt -r requirements/peers.txt
 	@touch $@
 
 $(LINT_VENV)/ready: requirements/lint.txt

@@ -27,6 +27,7 @@ MAX_MARKS = 200_000  # of [ { : " in a request of JSON, each the start of an obj
 MAX_REPLY_BYTES = 1024 * 1024  # max_response_size of config.properties: TorchServe kills a worker that answers more
 SHOWN = 60  # characters of a request in the message of an error
 DECIMALS = 6  # of a confidence
+ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 class RequestError(ValueError):
@@ -103,7 +104,7 @@ def reply(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | Non
 
 
 def to_json(body: object) -> bytes:
-    return json.dumps(body, separators=(",", ":")).encode()
+    return ENCODER.encode(body).encode()
 
 
 def from_json(data: bytes) -> dict[str, Any]:
@@ -146,11 +147,15 @@ def parameters(given: object, others: Sequence[str] = ()) -> tuple[str, int | No
     return alphabet, top_k
 
 
-def count_pictures(count: int) -> int:
-    """The number itself. Raises RequestError if a request may not hold so many."""
+def check_count(count: int) -> None:
+    """Raises RequestError if a request may not hold so many pictures."""
     if not 1 <= count <= MAX_PICTURES:
         raise RequestError("bad_request", f"a request holds 1 to {MAX_PICTURES} pictures, not {count}")
-    return count
+
+
+def without_null(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object without the names that stand for nothing: some clients write null for what they leave out."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def prediction_body(prediction: Prediction) -> dict[str, Any]:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 PROTOCOL_HEADER = "x-protocol"
 FORMS: dict[str, Form] = {"plain": plain, "v1": v1, "v2": v2}
 METADATA = "v2-metadata"
+FORM_NAMES = (*FORMS, METADATA)
 DEFAULT_MODEL = "emnist"
 PASS = 64  # pictures in one pass of the network
 READING_S = 10.0  # for the pictures of all rows; what is not decoded by then is refused, long before the server's own time limit
@@ -35,11 +36,33 @@ HOW_TO_SHORTEN = "send fewer pictures, ask for fewer characters (top_k), or for 
 INTERNAL = Failure("internal_error", "this picture could not be processed; the server's log says why")
 
 
+class Observer:
+    """Is told what is done for a batch of requests, and how long it took; this one keeps nothing of it."""
+
+    def begun(self, headers: Sequence[Mapping[str, str]]) -> None:
+        """Requests with these headers have arrived."""
+
+    def prepared(self, seconds: float) -> None:
+        """A picture was decoded and prepared, or found to be none."""
+
+    def passed(self, pictures: int, seconds: float) -> None:
+        """The network has read so many pictures in one pass."""
+
+    def answered(self, character: str, confidence: float) -> None:
+        """A picture has its answer."""
+
+    def failed(self, form: str, code: str) -> None:
+        """A request has failed, or a picture of one that is answered for the others."""
+
+    def finished(self, forms: Sequence[str], headers: Sequence[Mapping[str, str]]) -> None:
+        """All replies are made, to requests in these forms, of FORM_NAMES, and with these headers."""
+
+
 @dataclass
 class Reading:
     """A row that is being answered: what it asks for, and what has come of its pictures."""
 
-    form: Form
+    form: str  # a key of FORMS
     request: Request
     fold: Fold
     top_k: int
@@ -47,40 +70,50 @@ class Reading:
 
 
 def answer_rows(
-    recognizer: Recognizer, rows: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, str]] | None = None, name: str = DEFAULT_MODEL
+    recognizer: Recognizer,
+    rows: Sequence[Mapping[str, Any]],
+    headers: Sequence[Mapping[str, str]] | None = None,
+    name: str = DEFAULT_MODEL,
+    observer: Observer | None = None,
 ) -> list[Reply]:
     """Read the pictures of all rows, the good ones in one go through the network; one reply a row, in order."""
+    headers, observer = headers or [{}] * len(rows), observer or Observer()
+    observer.begun(headers)
     model = Model(name, recognizer.version, recognizer.input_size)
+    forms = [asked if (asked := head.get(PROTOCOL_HEADER)) in FORM_NAMES else "plain" for head in headers]
     until = time.monotonic() + READING_S
-    begun = [begin(recognizer, model, row, head, until) for row, head in zip(rows, headers or [{}] * len(rows), strict=True)]
+    begun = [begin(recognizer, model, *row, until, observer) for row in zip(rows, headers, forms, strict=True)]
     good = [image for row in begun if isinstance(row, Reading) for image in row.images if not isinstance(image, Failure)]
-    probabilities = iter(probabilities_of(recognizer, good))
-    return [row if isinstance(row, Reply) else finish(row, model, probabilities) for row in begun]
+    probabilities = iter(probabilities_of(recognizer, good, observer))
+    replies = [row if isinstance(row, Reply) else finish(row, model, probabilities, observer) for row in begun]
+    observer.finished(forms, headers)
+    return replies
 
 
-def begin(recognizer: Recognizer, model: Model, row: Mapping[str, Any], headers: Mapping[str, str], until: float) -> Reading | Reply:
+def begin(
+    recognizer: Recognizer, model: Model, row: Mapping[str, Any], headers: Mapping[str, str], form: str, until: float, observer: Observer
+) -> Reading | Reply:
     """Parse a row and prepare its pictures; a Reply if there is nothing to read."""
-    asked = headers.get(PROTOCOL_HEADER, "plain")
-    if asked == METADATA:
+    if form == METADATA:
         return v2.metadata(model)
-    form = FORMS.get(asked, plain)
     try:
-        request = form.parse(row, headers, model)
+        request = FORMS[form].parse(row, headers, model)
         fold, top_k = resolve(recognizer, request)
-        return Reading(form, request, fold, top_k, [prepare(picture, recognizer.input_size, until) for picture in request.pictures])
+        return Reading(form, request, fold, top_k, [prepare(picture, recognizer.input_size, until, observer) for picture in request.pictures])
     except RequestError as error:
-        return form.error(Failure(error.code, str(error)))
+        return fail(form, Failure(error.code, str(error)), observer)
     except Exception:  # a fault of ours in one row must not cost its neighbours their answers
         log.exception("a row could not be read")
-        return form.error(INTERNAL)
+        return fail(form, INTERNAL, observer)
 
 
-def prepare(picture: bytes | Grey, size: int, until: float) -> Grey | Failure:
+def prepare(picture: bytes | Grey, size: int, until: float, observer: Observer) -> Grey | Failure:
     """uint8 (S, S), or why not. A picture that is prepared already passes."""
     if isinstance(picture, np.ndarray):
         return picture
     if time.monotonic() > until:
         return Failure("overloaded", "the pictures before this one took too long to decode; send it again")
+    started = time.perf_counter()
     try:
         return read_image(picture, size)
     except InvalidImage as error:
@@ -88,25 +121,47 @@ def prepare(picture: bytes | Grey, size: int, until: float) -> Grey | Failure:
     except Exception:
         log.exception("a picture could not be read")
         return INTERNAL
+    finally:
+        observer.prepared(time.perf_counter() - started)
 
 
-def probabilities_of(recognizer: Recognizer, images: Sequence[Grey]) -> list[npt.NDArray[np.float32]]:
+def probabilities_of(recognizer: Recognizer, images: Sequence[Grey], observer: Observer) -> list[npt.NDArray[np.float32]]:
     """Class probabilities (C,) of each image."""
-    return [row for start in range(0, len(images), PASS) for row in recognizer.probabilities(np.stack(images[start : start + PASS]))]
+    found: list[npt.NDArray[np.float32]] = []
+    for start in range(0, len(images), PASS):
+        batch = np.stack(images[start : start + PASS])
+        started = time.perf_counter()
+        found.extend(recognizer.probabilities(batch))
+        observer.passed(len(batch), time.perf_counter() - started)
+    return found
 
 
-def finish(row: Reading, model: Model, probabilities: Iterator[npt.NDArray[np.float32]]) -> Reply:
+def finish(row: Reading, model: Model, probabilities: Iterator[npt.NDArray[np.float32]], observer: Observer) -> Reply:
     """The reply of a row, whose good pictures are the next ones of `probabilities`."""
     outcomes: list[Outcome] = [
         image if isinstance(image, Failure) else Answer(read(next(probabilities), row.fold, row.top_k), image) for image in row.images
     ]
     try:
-        reply = row.form.answer(row.request, outcomes, model)
+        reply = FORMS[row.form].answer(row.request, outcomes, model)
         if len(reply.body) > MAX_REPLY_BYTES:
             raise RequestError("bad_request", f"the answer has {len(reply.body)} bytes of at most {MAX_REPLY_BYTES}: {HOW_TO_SHORTEN}")
-        return reply
     except RequestError as error:
-        return row.form.error(Failure(error.code, str(error)))
+        return fail(row.form, Failure(error.code, str(error)), observer)
+    except Exception:
+        log.exception("a row could not be answered")
+        return fail(row.form, INTERNAL, observer)
+    for outcome in outcomes:
+        if isinstance(outcome, Failure):
+            observer.failed(row.form, outcome.code)
+        else:
+            observer.answered(outcome.prediction.character, outcome.prediction.confidence)
+    return reply
+
+
+def fail(form: str, failure: Failure, observer: Observer) -> Reply:
+    """The reply to a request that failed as a whole."""
+    observer.failed(form, failure.code)
+    return FORMS[form].error(failure)
 
 
 def resolve(recognizer: Recognizer, request: Request) -> tuple[Fold, int]:

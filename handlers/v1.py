@@ -19,23 +19,24 @@ from handlers.messages import (
     Reply,
     Request,
     RequestError,
-    count_pictures,
+    check_count,
     error_body,
     from_json,
     parameters,
     prediction_body,
     reply,
     shown,
+    without_null,
 )
 
 
 def parse(row: Mapping[str, Any], _headers: Mapping[str, str], _model: Model) -> Request:
     """Raises RequestError."""
-    body = json_of(row)
+    body = without_null(json_of(row))
     instances = body.get("instances")
     if not isinstance(instances, list):
         raise RequestError("bad_request", '\'instances\' must be a list of pictures: {"instances": [{"b64": "..."}]}')
-    count_pictures(len(instances))
+    check_count(len(instances))
     unknown = sorted(set(body) - {"instances", "parameters"})
     if unknown:
         raise RequestError("bad_request", f"unknown name '{shown(unknown[0])}'; there are: instances, parameters")

@@ -30,13 +30,14 @@ from handlers.messages import (
     Request,
     RequestError,
     alternatives,
-    count_pictures,
+    check_count,
     error_body,
     from_json,
     parameters,
     reply,
     shown,
     to_json,
+    without_null,
 )
 from handlers.picture import Grey
 from handlers.v1 import error, from_base64, json_of
@@ -46,9 +47,10 @@ __all__ = ["answer", "error", "metadata", "parse"]
 BINARY_HEADER = "inference-header-content-length"  # where the JSON of a body ends and binary tensors begin
 PICTURE, IMAGE = "picture", "image"
 DATATYPES = {PICTURE: "BYTES", IMAGE: "UINT8"}
-IGNORED = ("binary_data_output", "priority", "timeout")  # parameters that clients add by themselves
+OTHERS = ("binary_data_output", "priority", "timeout", "sequence_id", "sequence_start", "sequence_end")  # parameters of Triton's clients
 PARTS = {"id", "inputs", "outputs", "parameters"}
 MAX_ID = 1024  # characters; it comes back
+OF_THE_PATH = {"model_name", "model_version"}  # the binary extension's examples have them in the body as well
 Tensor: TypeAlias = npt.NDArray[Any] | list[bytes]
 
 
@@ -77,7 +79,8 @@ def metadata(model: Model) -> Reply:
 def parse(row: Mapping[str, Any], headers: Mapping[str, str], model: Model) -> InferRequest:
     """Raises RequestError."""
     body, rest = split(row, headers)
-    unknown = sorted(set(body) - PARTS)
+    body = without_null(body)
+    unknown = sorted(set(body) - PARTS - OF_THE_PATH)
     if unknown:
         raise RequestError("bad_request", f"unknown name '{shown(unknown[0])}'; there are: {', '.join(sorted(PARTS))}")
     identity = body.get("id")
@@ -89,9 +92,11 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, str], model: Model) -> I
             "bad_request", f"'inputs' must hold one tensor: {PICTURE} BYTES [N] or {IMAGE} UINT8 [N, {model.input_size}, {model.input_size}]"
         )
     given = body.get("parameters", {})
-    alphabet, top_k = parameters(given, IGNORED)
-    outputs = requested(body.get("outputs", []), given.get("binary_data_output") is True)
-    return InferRequest(pictures_of(inputs[0], rest, model), alphabet, top_k, identity, outputs)
+    alphabet, top_k = parameters(given, OTHERS)
+    binary = given.get("binary_data_output", False)
+    if not isinstance(binary, bool):
+        raise RequestError("bad_request", "the parameter 'binary_data_output' must be true or false")
+    return InferRequest(pictures_of(without_null(inputs[0]), rest, model), alphabet, top_k, identity, requested(body.get("outputs", []), binary))
 
 
 def split(row: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[dict[str, Any], bytes | None]:
@@ -110,7 +115,7 @@ def requested(outputs: object, binary: bool) -> tuple[Output, ...]:
         raise RequestError("bad_request", "'outputs' must be a list of objects with a 'name'")
     found = []
     for output in outputs or [{"name": name} for name, column in COLUMNS.items() if column.usual]:
-        name, given = output.get("name"), output.get("parameters", {})
+        name, given = output.get("name"), without_null(output).get("parameters", {})
         if not isinstance(name, str) or name not in COLUMNS:
             raise RequestError("bad_request", f"there is no output '{shown(name)}'; there are: {', '.join(COLUMNS)}")
         if not isinstance(given, dict) or set(given) - {"binary_data"} or not isinstance(given.get("binary_data", False), bool):
@@ -131,7 +136,7 @@ def pictures_of(tensor: Mapping[str, Any], rest: bytes | None, model: Model) -> 
         raise RequestError("bad_request", f"input '{name}' must be of datatype {DATATYPES[name]}, not {shown(datatype)}")
     if not isinstance(shape, list) or not all(type(side) is int for side in shape) or not shape or shape[1:] != expected[name][1:]:
         raise RequestError("bad_request", f"input '{name}' must be of shape {str(expected[name]).replace(chr(39), '')}, not {shown(shape)}")
-    count_pictures(shape[0])
+    check_count(shape[0])
     given = tensor.get("parameters", {})
     size = given.get("binary_data_size") if isinstance(given, dict) else None
     if (size is None) == ("data" not in tensor):
@@ -172,7 +177,7 @@ def from_bytes(name: str, shape: Sequence[int], rest: bytes) -> Sequence[bytes |
         found.append(rest[start + 4 : start + 4 + length])
         start += 4 + length
     if start != len(rest) or len(found) != shape[0]:
-        raise RequestError("bad_request", f"input '{name}' must hold {shape[0]} elements, each after its length in 4 bytes, and nothing else")
+        raise RequestError("bad_request", f"input '{name}' must hold {shape[0]} element(s), as its shape says, each after its length in 4 bytes")
     return found
 
 

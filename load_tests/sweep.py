@@ -29,6 +29,7 @@ GRID = [(1, 1, 1), (1, 16, 1), (2, 1, 1), (2, 8, 1), (2, 16, 1), (2, 32, 1), (2,
 GRID_USERS = (1, 32, 128)
 STOP_TIMEOUT_S = 30
 WARM_UP_S = 3
+WORKERS_VARIABLE = "TS_DEFAULT_WORKERS_PER_MODEL"
 COLUMNS = ("per_second", "p50", "p95", "p99", "errors", "generator_cores")
 
 
@@ -45,14 +46,24 @@ def with_setting(mar: Path, folder: Path, batch: int, delay: int) -> Path:
     return changed
 
 
+def free_port() -> int:
+    """A port of the loopback address that nobody uses at this moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def service_command(mar: Path, port: int) -> list[str]:
+    return [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(port)]
+
+
 @contextlib.contextmanager
 def service(mar: Path, workers: int | None = None) -> Iterator[str]:
     """A service in a process of its own; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(port)]
-    environment = os.environ | ({"TS_DEFAULT_WORKERS_PER_MODEL": str(workers)} if workers else {})
+    port = free_port()
+    command = service_command(mar, port)
+    environment = os.environ | ({WORKERS_VARIABLE: str(workers)} if workers else {})
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             if not process.stdout or not process.stdout.readline():  # it prints a line when it is ready
@@ -63,12 +74,12 @@ def service(mar: Path, workers: int | None = None) -> Iterator[str]:
             process.wait(STOP_TIMEOUT_S)
 
 
-def measure(url: str, users: int, seconds: float) -> dict[str, float]:
-    """What locust measured with so many users, as locustfile.py's summary."""
+def measure(url: str, users: int, seconds: float, warm_up_s: float = WARM_UP_S) -> dict[str, float]:
+    """What locust measured with so many users, as locustfile.py's summary; before it, so many seconds that do not count."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "summary.json"
         command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "-f", str(HERE / "locustfile.py"), "--host", url]
-        for duration in (WARM_UP_S, seconds):
+        for duration in (warm_up_s, seconds) if warm_up_s else (seconds,):
             result.unlink(missing_ok=True)
             arguments = [*command, "--users", str(users), "--run-time", f"{duration:.0f}s"]
             environment = os.environ | {"SUMMARY": str(result)}
@@ -79,10 +90,14 @@ def measure(url: str, users: int, seconds: float) -> dict[str, float]:
         return measured
 
 
-def row(*cells: object) -> None:
-    """Print a line of a Markdown table; small numbers with three digits."""
+def line(*cells: object) -> str:
+    """A line of a Markdown table; small numbers with three digits."""
     texts = [f"{cell:.0f}" if isinstance(cell, float) and cell >= 100 else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
-    print(f"| {' | '.join(texts)} |", flush=True)
+    return f"| {' | '.join(texts)} |"
+
+
+def row(*cells: object) -> None:
+    print(line(*cells), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,12 +24,13 @@ from handlers.recognizer import Recognizer
 from serving.package import DEFAULT_MODEL
 from serving.pictures import SUFFIXES, cores, decoders
 from serving.plan import UsageError
+from serving.program import DONE, FAILED, NO_PICTURES, WRONG_USE, at_least_one, not_empty, path, probability
+from serving.report import FORMATS
 from serving.results import FAULTS, SAMPLES, Settings, Stopped, reason, to_file, to_stdout
-from serving.rows import FORMATS, Scorer
+from serving.rows import Scorer
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, WRONG_USE, NO_PICTURES = 0, 1, 2, 3
 MAX_SHARDS = 10_000  # each is a file or two in one folder
 MAX_NAME_BYTES = 255 - len(".20260101T000000.000000Z.meta.json")  # a kept earlier result has the longest name
 
@@ -69,30 +70,6 @@ def run(settings: Settings) -> int:
         return DONE
     log.warning("no picture found below %s (looked for %s)", settings.input, ", ".join(SUFFIXES))
     return NO_PICTURES
-
-
-def at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is too few, at least 1")
-    return value
-
-
-def probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def not_empty(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("is empty")
-    return text
-
-
-def path(text: str) -> Path:
-    return Path(not_empty(text))
 
 
 def ignore_signals() -> None:

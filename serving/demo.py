@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handlers.recognizer import ModelError
-from serving.client import Client, ServiceError
+from serving.answers import ServiceError
+from serving.client import Client
 from serving.local import SAMPLES, Server, interruptible, running
 from serving.package import DEFAULT_MODEL, package
 from serving.processes import DEFAULT_MAR, ServerError
@@ -38,8 +39,8 @@ def send_samples(server: Server, samples: Sequence[Path]) -> dict[str, tuple[str
             started = time.perf_counter()
             answer = client.predict(sample.read_bytes())
             milliseconds = 1000 * (time.perf_counter() - started)
-            print(f"{sample.name:<24}{answer['character']:>7}{answer['confidence']:>12.4f}{milliseconds:>8.1f}", flush=True)
-            answers[sample.name] = (answer["character"], answer["confidence"])
+            print(f"{sample.name:<24}{answer.character:>7}{answer.confidence:>12.4f}{milliseconds:>8.1f}", flush=True)
+            answers[sample.name] = (answer.character, answer.confidence)
     return answers
 
 

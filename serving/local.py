@@ -1,6 +1,8 @@
 """The service on this machine: TorchServe behind HAProxy, waited for until its workers are READY, and stopped in order.
 
-    python -m serving.local [--mar build/emnist.mar] [--port 8080]
+    python -m serving.local [--mar build/emnist.mar] [--port 8080] [--web-port 8000]
+
+With --web-port, the drawing page and its gateway (serving/web) run beside it.
 
 Java is started directly: the `torchserve` command would leave it behind when it is stopped. HAProxy runs with the very
 configuration that it has in a pod; it carries the query parameters that TorchServe alone would drop.
@@ -27,7 +29,17 @@ from typing import IO
 
 import requests
 
-from serving.processes import DEFAULT_MAR, REQUEST_TIMEOUT_S, ServerError, haproxy_command, model_version, torchserve_command, workers_ready
+from serving.processes import (
+    DEFAULT_MAR,
+    REQUEST_TIMEOUT_S,
+    ServerError,
+    haproxy_command,
+    metrics_environment,
+    model_version,
+    torchserve_command,
+    web_command,
+    workers_ready,
+)
 
 HERE = Path(__file__).resolve().parent
 SAMPLES = HERE / "samples"
@@ -45,9 +57,9 @@ LAST_WORDS_S = 1.0  # that a worker's error may come later in the log than Torch
 
 
 class Server:
-    """A running service; made by `running`. `url` is the address that clients on this machine use."""
+    """A running service; made by `running`. Addresses here: `url` for clients, `probes_url` for Prometheus, `web_url` of the page or ""."""
 
-    def __init__(self, mar: Path, folder: Path, host: str, port: int | None, log: IO[bytes]) -> None:
+    def __init__(self, mar: Path, folder: Path, host: str, port: int | None, web_port: int | None, log: IO[bytes]) -> None:
         self.model = mar.stem
         self._folder = folder
         self._log = log
@@ -55,16 +67,19 @@ class Server:
         self._load_failed = False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._readers: list[threading.Thread] = []
-        edge, probes, inference, management, metrics, grpc_inference, grpc_management = free_ports(7)
+        edge, probes, inference, management, metrics, model_metrics, grpc_inference, grpc_management = free_ports(8)
         port = port or edge
         self.management_address = f"{LOOPBACK}:{management}"
         self.url = f"http://{LOOPBACK}:{port}"
+        self.web_url = f"http://{LOOPBACK}:{web_port}" if web_port else ""
+        self.probes_url = f"http://{LOOPBACK}:{probes}"
         self.admin_socket = folder / "haproxy.sock"
         torchserve = {
             "TEMP": str(folder),  # unpacked models and the workers' sockets
             "TMPDIR": str(folder),
             "LOG_LOCATION": str(folder),
             "METRICS_LOCATION": str(folder),
+            "MODEL_METRICS_PORT": str(model_metrics),
             "TS_INFERENCE_ADDRESS": f"http://{LOOPBACK}:{inference}",
             "TS_MANAGEMENT_ADDRESS": f"http://{self.management_address}",
             "TS_METRICS_ADDRESS": f"http://{LOOPBACK}:{metrics}",
@@ -76,21 +91,25 @@ class Server:
             "PROBE_ADDRESS": f"{LOOPBACK}:{probes}",
             "TORCHSERVE_ADDRESS": f"{LOOPBACK}:{inference}",
             "MANAGEMENT_PORT": str(management),
+            "MODEL_METRICS_PORT": str(model_metrics),
             "ADMIN_SOCKET": str(self.admin_socket),
             "HARD_STOP": f"{HARD_STOP_S}s",
             "MODEL": self.model,
             "MODEL_VERSION": model_version(mar),
         }
         try:
-            self._start("java", torchserve_command(mar, folder), torchserve)
+            self._start("java", torchserve_command(mar, folder), torchserve | metrics_environment(folder))
             self._start("haproxy", haproxy_command(), haproxy)
+            if web_port:
+                self._start("web", web_command(host, web_port, self.url, self.model), {"PYTHONPATH": str(HERE.parent)})
         except BaseException:
             self.stop()
             raise
 
     def _start(self, name: str, command: list[str], variables: Mapping[str, str]) -> None:
-        environment = os.environ | variables
+        environment = dict(os.environ)
         environment.pop("PYTHONPATH", None)  # it would win over the code in the archive
+        environment |= variables
         # A session of its own: Ctrl-C reaches this program alone, which then stops the server in order.
         process = subprocess.Popen(
             command, cwd=self._folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -121,12 +140,15 @@ class Server:
             time.sleep(POLL_S)
 
     def ready(self) -> bool:
-        """Whether all of the model's workers are READY, and the edge has seen it.
+        """Whether all of the model's workers are READY, and the edge, and the gateway if there is one, have seen it.
 
         TorchServe is asked as well, for HAProxy takes a server to be up until its first health checks have failed.
         """
         try:
-            return workers_ready(self.management_address, self.model) and requests.get(f"{self.url}/ready", timeout=REQUEST_TIMEOUT_S).ok
+            urls = [url for url in (self.url, self.web_url) if url]
+            return workers_ready(self.management_address, self.model) and all(
+                requests.get(f"{url}/ready", timeout=REQUEST_TIMEOUT_S).ok for url in urls
+            )
         except requests.RequestException:
             return False
 
@@ -141,8 +163,8 @@ class Server:
         return "\n".join(list(self._log_end)[-LOG_LINES_ON_FAILURE:])
 
     def stop(self) -> None:
-        """End HAProxy once it has answered what it has, then Java and its workers; whatever is left after a while is killed."""
-        for process, number in reversed(list(zip(self._processes, (signal.SIGTERM, signal.SIGUSR1), strict=False))):
+        """End the gateway, HAProxy once it has answered what it has, then Java and its workers; what is left after a while is killed."""
+        for process, number in reversed(list(zip(self._processes, (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM), strict=False))):
             process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_TIMEOUT_S)
@@ -154,17 +176,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(mar: Path, port: int | None = None, host: str = LOOPBACK, log: IO[bytes] | None = None) -> Iterator[Server]:
+def running(mar: Path, port: int | None = None, host: str = LOOPBACK, log: IO[bytes] | None = None, web_port: int | None = None) -> Iterator[Server]:
     """A service of `mar`, READY, on `port` or a free one of the address `host`; stopped at the end, come what may.
 
-    What both processes print goes to `log`; without it, its end is kept for messages. Raises ServerError.
+    With `web_port`, the gateway listens there. What the processes print goes to `log`; without it, its end is kept for
+    messages. Raises ServerError.
     """
     if not mar.is_file():
         raise ServerError(f"no {mar}; `make mar` packages it")
-    if port and not _is_free(port):
-        raise ServerError(f"port {port} is taken; choose another one: make serve PORT={port + 1}")
+    for name, wanted, other in (("PORT", port, None), ("WEB_PORT", web_port, port)):
+        if wanted and (wanted == other or not _is_free(wanted)):
+            raise ServerError(f"port {wanted} is taken; choose another one: make serve {name}={wanted + 1}")
     with tempfile.TemporaryDirectory(prefix="emnist-") as folder, contextlib.ExitStack() as stack:
-        server = Server(mar, Path(folder), host, port, log or stack.enter_context(Path(os.devnull).open("wb")))
+        server = Server(mar, Path(folder), host, port, web_port, log or stack.enter_context(Path(os.devnull).open("wb")))
         try:
             server.wait_until_ready()
             yield server
@@ -205,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.local", description="Serve a .mar on this machine until Ctrl-C.")
     parser.add_argument("--mar", type=Path, default=DEFAULT_MAR)
     parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--web-port", type=int, help="of the drawing page; without it there is no page")
     parser.add_argument("--host", default=LOOPBACK, help="the address to listen on; 0.0.0.0 for all of this machine; default: %(default)s")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("LOG_LEVEL", "info")  # a line for each request
@@ -212,7 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with interruptible():
             print(f"starting the service on port {arguments.port} ...", file=sys.stderr)
-            with running(arguments.mar, arguments.port, arguments.host, sys.stderr.buffer) as server:
+            with running(arguments.mar, arguments.port, arguments.host, sys.stderr.buffer, arguments.web_port) as server:
+                if server.web_url:
+                    print(f"the page: {server.web_url}", file=sys.stderr)
                 print("ready; stop with Ctrl-C; in another terminal:", file=sys.stderr)
                 url = f"'{server.url}/predictions/{server.model}?alphabet=alnum&top_k=3'"
                 print(f"curl -H 'Content-Type: image/png' --data-binary {sample} {url}", flush=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from serving.files import move, unique, written
 from serving.plan import BLOCK
-from serving.rows import STATUSES
+from serving.report import STATUSES
 from serving.shards import DamagedShard, Run
 
 log = logging.getLogger(__name__)

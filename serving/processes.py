@@ -1,6 +1,6 @@
-"""The two processes of the service, TorchServe's Java and HAProxy: their command lines, and how one asks whether the model is up.
+"""The processes of the service, TorchServe's Java, HAProxy and the gateway: their command lines, and how one asks whether the model is up.
 
-`serving/local.py` starts both as children; in a pod `serving/pod.py` becomes one of them in each container.
+`serving/local.py` starts them as children; in a pod `serving/pod.py` becomes one of the first two in each container.
 """
 
 from __future__ import annotations
@@ -43,9 +43,22 @@ def torchserve_command(mar: Path, folder: Path) -> list[str]:
     return [*command, "-f", str(CONFIG), "-s", str(mar.resolve().parent), "-ncs", "-m", f"{mar.stem}={mar.name}"]
 
 
+def metrics_environment(folder: Path) -> dict[str, str]:
+    """The variable by which workers count what they do (handlers/metrics.py), in a fresh folder below `folder`."""
+    counts = folder / "metrics"
+    shutil.rmtree(counts, ignore_errors=True)
+    counts.mkdir(exist_ok=True)
+    return {"PROMETHEUS_MULTIPROC_DIR": str(counts)}
+
+
 def haproxy_command() -> list[str]:
     """HAProxy in the foreground. Raises ServerError."""
     return [haproxy_binary(), "-db", "-f", str(EDGE_CONFIG)]
+
+
+def web_command(host: str, port: int, upstream: str, model: str) -> list[str]:
+    """The drawing page and its gateway, in front of the service at `upstream`."""
+    return [sys.executable, "-m", "serving.web", "--host", host, "--port", str(port), "--upstream", upstream, "--model", model]
 
 
 def java() -> str:

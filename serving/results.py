@@ -20,7 +20,9 @@ from handlers.recognizer import ModelError
 from serving.merge import is_merged, merge, merged, remove_run, unfinished
 from serving.pictures import Stuck, find_pictures
 from serving.plan import check, make_plan, run_folder
-from serving.rows import Scorer, encode, header, progress, summary
+from serving.program import said
+from serving.report import encode, header, progress, summary
+from serving.rows import Scorer
 from serving.shards import Attempt, DamagedShard, Run
 
 log = logging.getLogger(__name__)
@@ -180,8 +182,8 @@ def reason(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, BrokenProcessPool):
         return "a decoding process was killed, perhaps for lack of memory (try --processes 1)"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError):
+        return said(error)
     if isinstance(error, (MemoryError, RuntimeError)):  # TorchScript's ends with the reason, after a trace
         return f"{type(error).__name__}: {error}".strip(": \n").rpartition("\n")[2]
     return str(error)

@@ -61,6 +61,11 @@ def test_v1_answers_in_order_and_has_an_error_in_the_place_of_a_bad_picture(reco
     assert said["predictions"][0]["alternatives"] == []
 
 
+def test_v1_takes_null_for_no_parameters(recognizer, letters):
+    status, said, _ = ask(recognizer, {"instances": [{"b64": base64_of(png(letters[0]))}], "parameters": None}, V1)
+    assert (status, said["predictions"][0]["character"]) == (200, "K")
+
+
 BAD_V1 = {
     "no json": (b"\x89PNG", "no JSON"),
     "a list": ([], "object"),
@@ -156,6 +161,19 @@ def test_v2_fails_for_a_bad_picture_or_tells_it_apart_on_request(recognizer, let
     assert np.array(outputs["image"]["data"]).reshape(3, 784)[1].sum() == 0
 
 
+def test_v2_takes_what_clients_add_to_a_request(recognizer, letters):
+    tensor = IMAGE | {"data": letters[0].tolist()}
+    for more in (
+        {"id": None, "parameters": None, "outputs": None, "inputs": [tensor | {"parameters": None}]},
+        {"outputs": [{"name": "character", "parameters": None}]},
+        {"model_name": "emnist", "model_version": "1"},
+        {"parameters": {"sequence_id": 1, "sequence_start": True, "sequence_end": False, "priority": 1, "timeout": 1}},
+    ):
+        status, said, _ = ask(recognizer, {"inputs": [tensor]} | more, V2)
+        assert (status, "id" in said) == (200, False), said
+        assert outputs_of(said)["character"]["data"] == ["K"]
+
+
 def image(**changes):
     return {"inputs": [IMAGE | {"data": [0] * 784} | changes]}
 
@@ -190,6 +208,7 @@ BAD_V2 = {
     "output twice": (image() | {"outputs": [{"name": "ascii"}] * 2}, "twice"),
     "output's parameter": (image() | {"outputs": [{"name": "ascii", "parameters": {"classification": 2}}]}, "binary_data"),
     "parameter": (image() | {"parameters": {"topk": 1}}, "topk"),
+    "binary_data_output": (image() | {"parameters": {"binary_data_output": 1}}, "true or false"),
     "top_k": (image() | {"parameters": {"top_k": "1"}}, "top_k"),
     "base64": ({"inputs": [PICTURE | {"data": ["%"]}]}, "base64"),
     "count": ({"inputs": [PICTURE | {"data": []}]}, "1 strings"),

@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers import protocol
+from handlers import protocol, v1
 from handlers.messages import STATUS
 from handlers.protocol import answer_rows
 
@@ -101,6 +102,18 @@ def test_a_fault_in_one_row_costs_no_other(recognizer, picture, monkeypatch):
     first, second = answer_rows(recognizer, [{"data": b"trap"}, {"data": picture}])
     assert first.status == 500
     assert json.loads(first.body)["error"]["code"] == "internal_error"
+    assert second.status == 200
+
+
+def test_a_fault_in_an_answer_costs_no_other(recognizer, picture, monkeypatch):
+    def faulty(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(v1, "answer", faulty)
+    instances = json.dumps({"instances": [{"b64": base64.b64encode(picture).decode()}]}).encode()
+    first, second = answer_rows(recognizer, [{"data": instances}, {"data": picture}], [{"x-protocol": "v1"}, {}])
+    assert first.status == 500
+    assert json.loads(first.body)["error"].startswith("internal_error")
     assert second.status == 200
 
 

@@ -21,6 +21,11 @@ from cluster import (
 )
 
 
+def pytest_exception_interact(node, report):
+    """Tell a failure when it happens: a run may take an hour."""
+    node.config.get_terminal_writer().line(f"\n{node.nodeid}: {report.longreprtext}")
+
+
 @pytest.fixture(scope="module")
 def report(request):
     """A function that notes a line of the module's table, which is printed at the end and kept in build/NAME-test.md."""

@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 READY_S = 30  # the aim, from apply to Ready
 OUT_S = 10  # from the death of a pod's workers to its leaving of the Service
 EDGE_PORT, PROBE_PORT = 8080, 8090
-INNER_PORTS = (8081, 8082, 8085, 7070, 7071)  # TorchServe's own
+INNER_PORTS = (8081, 8082, 8083, 8085, 7070, 7071)  # TorchServe's own, and its workers'
 
 KILL_WORKERS = """
 import os, pathlib, signal
@@ -68,7 +68,7 @@ def test_the_pods_are_spread_over_the_nodes(report):
 
 def test_rest_through_the_service(report):
     with forwarded() as url, Client(url) as client:
-        answers = {path.name: client.predict(path.read_bytes())["character"] for path in sorted(SAMPLES.iterdir())}
+        answers = {path.name: client.predict(path.read_bytes()).character for path in sorted(SAMPLES.iterdir())}
         version = requests.post(f"{url}/predictions/emnist", data=b"junk", timeout=10).headers["X-Model-Version"]
     right = sum(name[0] == character for name, character in answers.items())
     report("sample pictures over REST, right", f"{right} of {len(answers)} (model {version})", f"{len(answers)}")

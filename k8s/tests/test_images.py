@@ -66,8 +66,8 @@ def test_the_service_answers_with_a_read_only_root_and_ends_in_order(serving, ro
     name, url = serving("--read-only", "--tmpfs", "/tmp", "--user", user, "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
     with Client(url) as client:
         for sample in sorted((root / "serving" / "samples").iterdir()):
-            assert client.predict(sample.read_bytes())["character"] == sample.name[0]
-        assert client.predict(sample.read_bytes(), alphabet="vin")["alphabet"] == "vin"
+            assert client.predict(sample.read_bytes()).character == sample.name[0]
+        assert client.predict(sample.read_bytes(), alphabet="vin").alphabet == "vin"
     started = time.monotonic()
     docker("stop", "--time", str(GRACE_S), name)
     assert time.monotonic() - started < GRACE_S

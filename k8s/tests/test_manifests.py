@@ -10,12 +10,14 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from serving.web.settings import Settings, from_environment
+
 K8S = Path(__file__).resolve().parents[1]
 FILES = sorted(K8S.glob("*.yaml"))
 OVERLAYS = sorted(path for path in (K8S / "overlays").iterdir() if path.is_dir())
 VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34")
 CLUSTER_SCOPED = {"Namespace", "PersistentVolume"}
-SECRET_PORTS = {8081, 8082, 8085, 7070, 7071}  # TorchServe's own; none leaves the pod
+SECRET_PORTS = {8081, 8082, 8083, 8085, 7070, 7071}  # TorchServe's own; none leaves the pod
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
@@ -50,8 +52,8 @@ def containers_of(pod):
 BASE = [found for file in FILES for found in objects_in(file.read_text())]
 
 
-def one(kind):
-    (found,) = [found for found in BASE if found["kind"] == kind]
+def one(kind, name=None):
+    (found,) = [found for found in BASE if found["kind"] == kind and name in (None, found["metadata"]["name"])]
     return found
 
 
@@ -126,23 +128,27 @@ def test_the_namespace_enforces_the_restricted_standard():
 
 
 def test_the_autoscaler_owns_the_replicas():
-    assert "replicas" not in one("Deployment")["spec"]
+    assert "replicas" not in one("Deployment", "emnist")["spec"]
     autoscaler = one("HorizontalPodAutoscaler")["spec"]
     assert autoscaler["minReplicas"] >= 2
-    assert autoscaler["scaleTargetRef"]["name"] == one("Deployment")["metadata"]["name"]
+    assert autoscaler["scaleTargetRef"]["name"] == one("Deployment", "emnist")["metadata"]["name"]
 
 
 def test_selectors_find_the_pods():
-    labels = one("Deployment")["spec"]["template"]["metadata"]["labels"]
-    for selector in (
-        one("Deployment")["spec"]["selector"]["matchLabels"],
-        *(found["spec"]["selector"] for found in BASE if found["kind"] == "Service"),
-        one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        one("Deployment")["spec"]["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
-    ):
-        assert selector.items() <= labels.items()
     policies = {found["metadata"]["name"]: found["spec"] for found in BASE if found["kind"] == "NetworkPolicy"}
-    assert policies["emnist-serve"]["podSelector"]["matchLabels"].items() <= labels.items()
+    for name, component in (("emnist", "serve"), ("emnist-web", "web")):
+        deployment = one("Deployment", name)["spec"]
+        services = [found for found in BASE if found["kind"] == "Service" and found["metadata"]["labels"]["app.kubernetes.io/component"] == component]
+        assert services
+        for selector in (
+            deployment["selector"]["matchLabels"],
+            *(service["spec"]["selector"] for service in services),
+            one("PodDisruptionBudget", name)["spec"]["selector"]["matchLabels"],
+            deployment["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+            policies[f"emnist-{component}"]["podSelector"]["matchLabels"],
+        ):
+            assert selector == {"app.kubernetes.io/name": "emnist", "app.kubernetes.io/component": component}
+            assert selector.items() <= deployment["template"]["metadata"]["labels"].items()
     for kind in ("CronJob", "Job"):
         spec = one(kind)["spec"]
         template = spec["jobTemplate"]["spec"]["template"] if kind == "CronJob" else spec["template"]
@@ -150,7 +156,7 @@ def test_selectors_find_the_pods():
 
 
 def test_only_the_edge_has_ports(root):
-    containers = {container["name"]: container for container in containers_of(one("Deployment")["spec"]["template"]["spec"])}
+    containers = {container["name"]: container for container in containers_of(one("Deployment", "emnist")["spec"]["template"]["spec"])}
     assert "ports" not in containers["torchserve"]
     assert {port["containerPort"] for port in containers["haproxy"]["ports"]}.isdisjoint(SECRET_PORTS)
     addresses = re.findall(r"^\w+_address=http://([\d.]+):", (root / "serving" / "config.properties").read_text(), re.MULTILINE)
@@ -163,10 +169,23 @@ def test_every_setting_of_the_config_maps_is_read_by_something(root):
     assert [name for name in maps["emnist-haproxy"] if name not in edge] == []
     keys = {line.partition("=")[0] for line in (root / "serving" / "config.properties").read_text().splitlines()}
     assert [name for name in maps["emnist-torchserve"] if name.removeprefix("TS_").lower() not in keys | {"java_options"}] == []
+    from_environment(maps["emnist-web"])
+    assert [name for name in maps["emnist-web"] if name.lower() not in vars(Settings())] == []
+
+
+def test_the_page_calls_the_service_and_nobody_else():
+    (container,) = one("Deployment", "emnist-web")["spec"]["template"]["spec"]["containers"]
+    settings = from_environment({}, upstream=container["command"][container["command"].index("--upstream") + 1])
+    (port,) = [port for port in one("Service", "emnist")["spec"]["ports"] if port["name"] == "http"]
+    assert (settings.upstream, port["port"]) == ("http://emnist", 80)
+    peers, names = one("NetworkPolicy", "emnist-web")["spec"]["egress"]
+    assert peers["to"] == [{"podSelector": {"matchLabels": one("Service", "emnist")["spec"]["selector"]}}]
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert {variable["name"]: variable["valueFrom"]["secretKeyRef"]["optional"] for variable in container["env"]} == {"API_KEY": True}
 
 
 def test_the_pod_outlives_its_draining():
-    pod = one("Deployment")["spec"]["template"]["spec"]
+    pod = one("Deployment", "emnist")["spec"]["template"]["spec"]
     drain = float(next(found for found in BASE if found["metadata"]["name"] == "emnist-haproxy")["data"]["DRAIN_SECONDS"])
     assert pod["terminationGracePeriodSeconds"] > drain + 10 + 10
 

@@ -13,7 +13,7 @@ import pytest
 from serving import batch
 from serving.batch import DONE
 from serving.plan import read_plan
-from serving.rows import Row
+from serving.report import Row
 from serving.shards import Run
 
 PICTURES = 1000  # of the fixture `pictures`

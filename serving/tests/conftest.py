@@ -1,32 +1,16 @@
-"""One service of the committed model for all tests of this folder, and folders of pictures for the batch program."""
+"""Folders of pictures for the batch program, and how it is run."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from batch_runs import PICTURES, fill
 from PIL import Image
 
 from serving import batch
-from serving.local import running
-from serving.package import package
 from serving.pictures import CHUNK
-
-
-@pytest.fixture(scope="session")
-def mar(tmp_path_factory, model_path) -> Path:
-    path = tmp_path_factory.mktemp("mar") / "emnist.mar"
-    package(model_path, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def server(mar):
-    with running(mar) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,11 @@ import pytest
 from batch_runs import parse, run
 from PIL import Image
 
-from serving import batch, rows
+from serving import batch, report
 from serving.batch import NO_PICTURES, WRONG_USE
 from serving.merge import meta_path
 from serving.pictures import find_pictures
-from serving.rows import Row
+from serving.report import Row
 
 PICTURES = 150  # more than two chunks, so that processes decode
 
@@ -230,7 +230,7 @@ def test_an_earlier_result_is_kept_when_asked(tmp_path):
 
 
 def test_progress_is_logged_where_there_is_no_terminal(tmp_path, emnist, monkeypatch, caplog):
-    monkeypatch.setattr(rows, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(report, "PROGRESS_S", 0.0)
     for number in range(3):
         Image.fromarray(emnist.images[number].numpy()).save(tmp_path / f"{number}.png")
     with caplog.at_level("INFO"):

@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,10 @@ def test_what_is_too_much_is_refused_at_once_and_the_rest_answered(mar, picture,
                 assert int(answer.headers["Retry-After"]) >= 1
                 assert answer.headers["X-Model-Version"]
         assert server.ready(), "a service that has too much to do is still ready"
+        told = requests.get(f"{server.probes_url}/metrics", timeout=TIMEOUT_S).text
+        refused = dict(re.findall(r'http_responses_total\{proxy="(shed|torchserve)",code="5xx"\} (\d+)', told))
+        assert sum(map(int, refused.values())) == sum(answer.status_code == 503 for answer in answers)
+        assert int(refused["shed"]) > 0
 
 
 def test_draining_sends_clients_elsewhere_and_then_takes_no_more(mar, picture, monkeypatch):
@@ -97,9 +102,8 @@ def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(m
         assert later.json()["alphabet"] == "vin", "query parameters are handed on"
         assert later.headers["Connection"] == "close"
         assert not broken.ready()
-        again = requests.post(
-            f"{broken.url}/emnist/predict", data=samples[0].read_bytes(), headers={"X-Handed-On": "1", "X-Protocol": "plain"}, timeout=TIMEOUT_S
-        )
+        handed_on = {"X-Handed-On": "1", "X-Protocol": "plain"}
+        again = requests.post(f"{broken.url}/emnist/predict", data=samples[0].read_bytes(), headers=handed_on, timeout=TIMEOUT_S)
         assert again.status_code == 503, "what a peer has handed on is not handed on again"
 
 

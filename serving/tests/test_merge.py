@@ -8,10 +8,10 @@ import threading
 import pytest
 from batch_runs import undisturbed
 
-from serving import results, rows
+from serving import report, results
 from serving.merge import is_merged, merge, meta_path, remove_run
 from serving.plan import make_plan, read_plan, run_folder
-from serving.rows import csv_bytes
+from serving.report import csv_bytes
 from serving.shards import Attempt, DamagedShard, Run
 
 
@@ -37,7 +37,7 @@ def test_many_that_merge_at_once(almost_merged, call, tmp_path):
 
     def merge_or_find_merged(run):
         try:
-            merge(run, csv_bytes([rows.Row._fields]), True)
+            merge(run, csv_bytes([report.Row._fields]), True)
         except (OSError, DamagedShard) as error:
             if not is_merged(run):
                 failures.append(error)
@@ -70,7 +70,7 @@ def merge_until(last, output, folder):
                 os._exit(1)
 
     sys.addaudithook(count)
-    merge(Run(output, plan), rows.header("csv"), True)
+    merge(Run(output, plan), report.header("csv"), True)
     os._exit(0)
 
 
@@ -92,6 +92,8 @@ def test_a_merge_that_is_killed_anywhere_is_merged_again(almost_merged, call, sm
         assert not folder.exists()
         if status == 0:
             break
+    else:
+        pytest.fail("no merge came to its end")
     assert last > 10
 
 
@@ -176,7 +178,7 @@ def test_no_picture_is_exit_code_3_for_every_shard(tmp_path, call):
     for shard in (1, 0, 1):
         assert call(tmp_path / "empty", "--run", "one", "--shards", 2, "--shard", shard) == 3
         assert {path.name for path in call.output.parent.iterdir()} == {"out.csv", "out.csv.meta.json"}
-    assert call.output.read_bytes() == csv_bytes([rows.Row._fields])
+    assert call.output.read_bytes() == csv_bytes([report.Row._fields])
 
 
 @pytest.mark.parametrize("what", ["segment", "marker", "missing"])

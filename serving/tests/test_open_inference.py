@@ -74,7 +74,7 @@ def test_tritonclient_is_told_what_was_expected(client, samples):
         client.infer("emnist", [tensor])
     with pytest.raises(InferenceServerException, match=r"\[404\].*no model of that name"):
         client.infer("other", [pictures_tensor(samples.values())])
-    with pytest.raises(InferenceServerException, match=r"\[404\].*no such path"):
+    with pytest.raises(InferenceServerException, match=r"\[404\].*no such version"):
         client.infer("emnist", [pictures_tensor(samples.values())], model_version="1")
     with pytest.raises(InferenceServerException, match=r"\[415\].*without Content-Encoding"):
         client.infer("emnist", [pictures_tensor(samples.values())], request_compression_algorithm="gzip")
@@ -98,6 +98,10 @@ def test_v1_names_the_model_and_answers(server, samples):
     [
         ("GET", "/v2/models/emnist/infer", 405),
         ("PUT", "/v2/models/emnist", 405),
+        ("PUT", "/v2/models/emnist/infer", 405),
+        ("PUT", "/v1/models/emnist:predict", 405),
+        ("POST", "/v2/health/live", 405),
+        ("GET", "/v2/models/emnist/versions/7/ready", 404),
         ("GET", "/v2/models/other", 404),
         ("GET", "/v2/models/emnist/config", 404),
         ("POST", "/v1/models/other:predict", 404),

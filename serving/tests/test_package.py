@@ -63,7 +63,7 @@ def test_the_archive_holds_no_more_than_it_needs(mar, recognizer):
         manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
     steps = ("picture", "bombs", "polarity", "shapes", "framing", "preprocessing")
     forms = ("protocol", "messages", "plain", "multipart", "v1", "v2")
-    modules = {f"handlers/{name}.py" for name in ("__init__", "labels", "recognizer", *forms, *steps)}
+    modules = {f"handlers/{name}.py" for name in ("__init__", "labels", "metrics", "recognizer", *forms, *steps)}
     assert names == modules | {"emnist_handler.py", "emnist.pt", "model-config.yaml", "MAR-INF/MANIFEST.json"}
     assert manifest["model"]["modelVersion"] == recognizer.version
 
@@ -77,8 +77,8 @@ def test_any_class_set_packages_and_serves(untrained, tmp_path, emnist, classes)
     picture = tmp_path / "picture.png"
     Image.fromarray(emnist.images[0].numpy()).save(picture)
     with running(mar) as server, Client(server.url, model=mar.stem) as client:
-        body = client.predict(picture.read_bytes(), alphabet="classes", top_k=len(classes))
-    said = {body["character"]: body["confidence"]} | {a["character"]: a["confidence"] for a in body["alternatives"]}
+        answer = client.predict(picture.read_bytes(), alphabet="classes", top_k=len(classes))
+    said = {one.character: one.confidence for one in (answer, *answer.alternatives)}
     assert set(said) == set(classes)
     probabilities = Recognizer(model).probabilities(emnist.images[:1].numpy())[0]
     assert np.allclose([said[c] for c in classes], probabilities, atol=1e-4)

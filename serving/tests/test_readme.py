@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -44,9 +46,27 @@ def test_the_curl_answer_is_the_services(root, server, readme):
     shown = json.loads(re.search(r"```json\n(.*?)\n```", readme, re.DOTALL)[1])
     with Client(server.url) as client:
         answer = client.predict((root / "serving" / "samples" / "3_clean.png").read_bytes(), "alnum", 3)
-    assert answer["character"] == shown["character"]
-    assert answer["confidence"] == pytest.approx(shown["confidence"], abs=1e-4)
-    assert [a["character"] for a in answer["alternatives"]] == [a["character"] for a in shown["alternatives"]]
+    assert answer.character == shown["character"]
+    assert answer.confidence == pytest.approx(shown["confidence"], abs=1e-4)
+    assert [a.character for a in answer.alternatives] == [a["character"] for a in shown["alternatives"]]
+
+
+def test_the_snippets_run(root, server, readme):
+    """With this service's address, and a folder that is there."""
+
+    def run(command, snippet):
+        there = server.url.removeprefix("http://")
+        text = snippet.replace("127.0.0.1:8080", there).replace('Path("DIR")', 'Path("serving/samples")')
+        done = subprocess.run([*command, text], cwd=root, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    client, kserve = sorted(re.findall(r"```python\n(.*?)```", readme, re.DOTALL), key=lambda snippet: "tritonclient" in snippet)
+    assert len(run([sys.executable, "-c"], client).splitlines()) == 1 + len(list((root / "serving" / "samples").glob("*.png")))
+    assert re.findall(r"(\S+) (?:3|5) 0\.9", run([sys.executable, "-c"], kserve)) == ["serving/samples/3_clean.png", "serving/samples/5_palette.gif"]
+    curls = re.search(r"```sh\n(.*?)```", readme, re.DOTALL)[1].replace("curl", "curl -s -w '\\n'")
+    v1, v2 = map(json.loads, run(["bash", "-ec"], curls).splitlines())
+    assert v1["predictions"][0]["character"] == v2["outputs"][0]["data"][0] == "3"
 
 
 def test_the_csv_and_the_demos_table_are_the_batch_programs(root, readme, tmp_path):

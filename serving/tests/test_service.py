@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from serving import batch
-from serving.client import Client, ServiceError
+from serving.answers import ServiceError
+from serving.client import Client
 from serving.local import free_ports, running
 from serving.package import package
 from serving.processes import ServerError
@@ -58,9 +59,9 @@ def test_rest_batch_and_evaluator_say_the_same(server, emnist, recognizer, model
         for number, row in enumerate(rows):
             rest = client.predict((pictures / f"{number:04d}.png").read_bytes(), alphabet="classes", top_k=47)
             best = int(evaluated[number].argmax())
-            assert rest["character"] == row["character"] == emnist.classes[best]
+            assert rest.character == row["character"] == emnist.classes[best]
             assert float(row["confidence"]) == pytest.approx(evaluated[number, best], abs=1e-4)
-            said = {a["character"]: a["confidence"] for a in rest["alternatives"]} | {rest["character"]: rest["confidence"]}
+            said = {a.character: a.confidence for a in (rest, *rest.alternatives)}
             assert np.allclose([said[c] for c in emnist.classes], evaluated[number], atol=1e-4)
 
 
@@ -130,7 +131,7 @@ def test_neighbours_of_bad_pictures_get_their_answers(server, picture):
     def send(number):
         with Client(server.url) as client:
             try:
-                return client.predict(b"junk" if number % 3 == 0 else picture)["character"]
+                return client.predict(b"junk" if number % 3 == 0 else picture).character
             except ServiceError as error:
                 return error.code
 

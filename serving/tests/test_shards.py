@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from batch_runs import OFTEN, fill, kept, run_of, undisturbed, wait_until
 
-from serving import results, rows
+from serving import report, results
 from serving.merge import meta_path
 from serving.pictures import find_pictures
 from serving.plan import run_folder
@@ -164,7 +164,7 @@ def test_kubernetes_tells_the_shard(small, call, monkeypatch, caplog):
 
 
 def test_progress_tells_of_all_shards(small, call, monkeypatch, caplog):
-    monkeypatch.setattr(rows, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(report, "PROGRESS_S", 0.0)
     for shard in range(2):
         assert call(small, "--shards", 2, "--shard", shard) == 0
     assert "shard 1 of 2: 64 of 128 pictures, " in caplog.text
