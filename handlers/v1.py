@@ -26,13 +26,12 @@ from handlers.messages import (
     prediction_body,
     reply,
     shown,
-    without_null,
 )
 
 
 def parse(row: Mapping[str, Any], _headers: Mapping[str, str], _model: Model) -> Request:
     """Raises RequestError."""
-    body = without_null(json_of(row))
+    body = json_of(row)
     instances = body.get("instances")
     if not isinstance(instances, list):
         raise RequestError("bad_request", '\'instances\' must be a list of pictures: {"instances": [{"b64": "..."}]}')
@@ -40,7 +39,8 @@ def parse(row: Mapping[str, Any], _headers: Mapping[str, str], _model: Model) ->
     unknown = sorted(set(body) - {"instances", "parameters"})
     if unknown:
         raise RequestError("bad_request", f"unknown name '{shown(unknown[0])}'; there are: instances, parameters")
-    alphabet, top_k = parameters(body.get("parameters", {}))
+    given = body.get("parameters")
+    alphabet, top_k = parameters({} if given is None else given)
     return Request([_picture(number, instance) for number, instance in enumerate(instances)], alphabet, top_k)
 
 
