@@ -10,7 +10,7 @@ from handlers.messages import STATUS, Failure, Model, Outcome, Reply, Request, R
 from handlers.multipart import fields_of, is_multipart
 
 PICTURE_FIELDS = ("data", "body")
-CONTENT_TYPE_HEADER = "x-content-type"  # what the client said; the edge has TorchServe take every body as it is
+CONTENT_TYPE_HEADER = "x-content-type"  # where the client said multipart; the edge has TorchServe take every body as it is
 PARAMETERS = ("alphabet", "top_k")
 HOW_TO_SEND = (
     "send the picture's bytes as the body with 'Content-Type: application/octet-stream' (or image/png and the like), or as the multipart field 'data'"
@@ -20,7 +20,7 @@ HOW_TO_SEND = (
 def parse(row: Mapping[str, Any], headers: Mapping[str, str], _model: Model) -> Request:
     """The picture as bytes under `data` or `body`, and the query parameters. Raises RequestError."""
     content_type = headers.get(CONTENT_TYPE_HEADER, "")
-    if is_multipart(content_type) and isinstance(row.get("body"), bytes | bytearray):
+    if content_type and is_multipart(content_type) and isinstance(row.get("body"), bytes | bytearray):
         row = {name: value for name, value in row.items() if name != "body"} | fields_of(bytes(row["body"]), content_type)
     pictures = [row[name] for name in PICTURE_FIELDS if name in row]
     if len(pictures) != 1:
