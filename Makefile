@@ -170,6 +170,12 @@ $(COMPARE_VENV)/ready: requirements/torch.txt requirements/compare.txt
 	@$(COMPARE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps rapidocr-onnxruntime==1.4.4
 	@touch $@
 
+$(TRITON_VENV)/ready: requirements/triton.txt
+	@echo "installing the environment $(TRITON_VENV)"
+	@$(PYTHON) -m venv $(TRITON_VENV)
+	@$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/triton.txt
+	@touch $@
+
 $(PEERS_VENV)/ready: requirements/torch.txt requirements/batch.txt requirements/peers.txt
 	@echo "installing the environment $(PEERS_VENV)"
 	@$(PYTHON) -m venv $(PEERS_VENV)
