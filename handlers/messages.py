@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -130,6 +132,24 @@ def shown(value: object) -> str:
     """A part of a request as the message of an error may quote it: not at any length."""
     text = value if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def json_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a request: bytes, or what TorchServe has read already. Raises RequestError."""
+    body = row.get("body", row.get("data", b""))
+    if isinstance(body, dict):
+        return body
+    if isinstance(body, bytes | bytearray):
+        return from_json(bytes(body))
+    raise RequestError("bad_request", "the request's body must be a JSON object")
+
+
+def from_base64(text: str, where: str) -> bytes:
+    """Raises RequestError."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as wrong:
+        raise RequestError("bad_request", f"{where} is no base64: {wrong}") from wrong
 
 
 def parameters(given: object, others: Sequence[str] = ()) -> tuple[str, int | None]:

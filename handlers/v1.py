@@ -6,8 +6,6 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protoc
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +19,8 @@ from handlers.messages import (
     RequestError,
     check_count,
     error_body,
-    from_json,
+    from_base64,
+    json_of,
     parameters,
     prediction_body,
     reply,
@@ -57,21 +56,3 @@ def answer(_request: Request, outcomes: Sequence[Outcome], _model: Model) -> Rep
 
 def error(failure: Failure) -> Reply:
     return reply(STATUS[failure.code], {"error": f"{failure.code}: {failure.message}"})
-
-
-def json_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of a request: bytes, or what TorchServe has read already. Raises RequestError."""
-    body = row.get("body", row.get("data", b""))
-    if isinstance(body, dict):
-        return body
-    if isinstance(body, bytes | bytearray):
-        return from_json(bytes(body))
-    raise RequestError("bad_request", "the request's body must be a JSON object")
-
-
-def from_base64(text: str, where: str) -> bytes:
-    """Raises RequestError."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as wrong:
-        raise RequestError("bad_request", f"{where} is no base64: {wrong}") from wrong

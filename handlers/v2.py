@@ -32,7 +32,9 @@ from handlers.messages import (
     alternatives,
     check_count,
     error_body,
+    from_base64,
     from_json,
+    json_of,
     parameters,
     reply,
     shown,
@@ -40,7 +42,7 @@ from handlers.messages import (
     without_null,
 )
 from handlers.picture import Grey
-from handlers.v1 import error, from_base64, json_of
+from handlers.v1 import error
 
 __all__ = ["answer", "error", "metadata", "parse"]
 
