@@ -34,9 +34,9 @@ from serving.processes import (
     REQUEST_TIMEOUT_S,
     ServerError,
     haproxy_command,
-    metrics_environment,
     model_version,
     torchserve_command,
+    torchserve_environment,
     web_command,
     workers_ready,
 )
@@ -67,7 +67,8 @@ class Server:
         self._load_failed = False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._readers: list[threading.Thread] = []
-        edge, probes, inference, management, metrics, model_metrics, grpc_inference, grpc_management = free_ports(8)
+        edge, probes, management, metrics, model_metrics, grpc_inference, grpc_management = free_ports(7)
+        inference = folder / "torchserve.sock"
         port = port or edge
         self.management_address = f"{LOOPBACK}:{management}"
         self.url = f"http://{LOOPBACK}:{port}"
@@ -80,7 +81,7 @@ class Server:
             "LOG_LOCATION": str(folder),
             "METRICS_LOCATION": str(folder),
             "MODEL_METRICS_PORT": str(model_metrics),
-            "TS_INFERENCE_ADDRESS": f"http://{LOOPBACK}:{inference}",
+            "TS_INFERENCE_ADDRESS": f"unix:{inference}",
             "TS_MANAGEMENT_ADDRESS": f"http://{self.management_address}",
             "TS_METRICS_ADDRESS": f"http://{LOOPBACK}:{metrics}",
             "TS_GRPC_INFERENCE_PORT": str(grpc_inference),
@@ -88,8 +89,9 @@ class Server:
         }
         haproxy = {
             "EDGE_ADDRESS": f"{host}:{port}",
-            "PROBE_ADDRESS": f"{LOOPBACK}:{probes}",
-            "TORCHSERVE_ADDRESS": f"{LOOPBACK}:{inference}",
+            "PROBE_HOST": LOOPBACK,
+            "PROBE_PORT": str(probes),
+            "TORCHSERVE_SOCKET": str(inference),
             "MANAGEMENT_PORT": str(management),
             "MODEL_METRICS_PORT": str(model_metrics),
             "ADMIN_SOCKET": str(self.admin_socket),
@@ -98,7 +100,7 @@ class Server:
             "MODEL_VERSION": model_version(mar),
         }
         try:
-            self._start("java", torchserve_command(mar, folder), torchserve | metrics_environment(folder))
+            self._start("java", torchserve_command(mar, folder), torchserve | torchserve_environment(folder))
             self._start("haproxy", haproxy_command(), haproxy)
             if web_port:
                 self._start("web", web_command(host, web_port, self.url, self.model), {"PYTHONPATH": str(HERE.parent)})

@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.processes import DEFAULT_MAR, ServerError, haproxy_command, metrics_environment, model_version, torchserve_command, workers_ready
+from serving.processes import DEFAULT_MAR, ServerError, haproxy_command, model_version, torchserve_command, torchserve_environment, workers_ready
 
 MANAGEMENT_ADDRESS = "127.0.0.1:8081"
 DEFAULT_ADMIN_SOCKET = "/tmp/haproxy.sock"
@@ -39,7 +39,7 @@ def torchserve(mar: Path) -> int:
     print(f"serving model {mar.stem}, version {version}", file=sys.stderr, flush=True)
     folder = Path(tempfile.gettempdir())
     command = torchserve_command(mar, folder)
-    os.environ.update(metrics_environment(folder))
+    os.environ.update(torchserve_environment(folder))
     os.execvp(command[0], command)
 
 

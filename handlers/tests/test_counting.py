@@ -53,8 +53,8 @@ def test_a_batch_is_counted_by_what_became_of_it(folder, recognizer, pictures):
     v2 = json.dumps({"inputs": [{"name": "picture", "datatype": "BYTES", "shape": [2], "data": [good, bad]}]}).encode()
     rows = [{"body": pictures[1]}, {"body": b"junk"}, {"body": v1}, {"body": v2}, {"body": b"[]"}, {"body": pictures[1], "alphabet": b"x"}, {}]
     forms = ["plain", "plain", "v1", "v2", "v2", "no such form", "v2-metadata"]
-    headers = [{"x-protocol": form, "x-request-start": str(time.time_ns() // 1000)} for form in forms]
-    headers[0].pop("x-request-start")
+    headers = [{"x-protocol": form, "x-handed-on": f"{time.time_ns() // 1000};an-id"} for form in forms]
+    headers[0].pop("x-handed-on")
     replies = answer_rows(recognizer, rows, headers, observer=observer)
     assert [reply.status for reply in replies] == [200, 415, 200, 415, 400, 400, 200]
     plain, first = json.loads(replies[0].body)["character"], json.loads(replies[2].body)["predictions"][0]["character"]
@@ -90,10 +90,11 @@ def test_every_character_that_can_be_answered_has_a_series(folder, recognizer, a
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("1000000", 9.0), ("10500000", 0.0), ("", None), ("-5", None), ("1e3", None), ("9" * 30, None), ("\u0663", None)]
+    ("text", "seconds"),
+    [("1000000;an-id", 9.0), ("10500000;", 0.0), ("1000000", 9.0), *((text, None) for text in (";1", "", "-5", "1e3", "9" * 30, "\u0663"))],
 )
 def test_time_since_the_edge_is_never_negative_and_needs_its_header(text, seconds):
-    assert since_start({"x-request-start": text}, 10.0) == seconds
+    assert since_start({"x-handed-on": text}, 10.0) == seconds
     assert since_start({}, 10.0) is None
 
 

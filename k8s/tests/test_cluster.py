@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 READY_S = 30  # the aim, from apply to Ready
 OUT_S = 10  # from the death of a pod's workers to its leaving of the Service
 EDGE_PORT, PROBE_PORT = 8080, 8090
-INNER_PORTS = (8081, 8082, 8083, 8085, 7070, 7071)  # TorchServe's own, and its workers'
+INNER_PORTS = (8081, 8082, 8083, 7070, 7071)  # TorchServe's own, and its workers'
 
 KILL_WORKERS = """
 import os, pathlib, signal

@@ -49,7 +49,7 @@ def answer_for(recognizer: Recognizer, pictures: Pictures, share: int, batch: in
 
 
 def summary(results: list[tuple[Given, list[float], float]]) -> dict[str, float]:
-    """The workers' results in the words of locustfile.py: right answers a second, percentiles in ms, the share of errors."""
+    """The workers' results in the words of bench_serving.py: right answers a second, percentiles in ms, the share of errors."""
     given = sum((result[0] for result in results), Counter())
     right = sum(n for (character, status, body), n in given.items() if status == 200 and json.loads(body)["character"] == character)
     percentiles = 1000 * np.percentile([seconds for result in results for seconds in result[1]], (50, 99))
@@ -59,7 +59,6 @@ def summary(results: list[tuple[Given, list[float], float]]) -> dict[str, float]
         "p50": float(percentiles[0]),
         "p99": float(percentiles[1]),
         "errors": 1 - right / given.total(),
-        "shed": 0.0,
         "generator_cores": 0.0,
     }
 

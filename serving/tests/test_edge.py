@@ -1,8 +1,10 @@
 """What the edge does that only shows with settings of its own: overload, and the end of a pod."""
 
+import contextlib
 import http.client
 import io
 import re
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +28,13 @@ def picture(emnist):
     return stream.getvalue()
 
 
+@pytest.fixture
+def samples(root):
+    return sorted((root / "serving" / "samples").iterdir())
+
+
 def test_what_is_too_much_is_refused_at_once_and_the_rest_answered(mar, picture, monkeypatch):
-    monkeypatch.setenv("MAX_IN_FLIGHT", "1")
+    monkeypatch.setenv("MAX_STREAMED_IN_FLIGHT", "1")
     monkeypatch.setenv("MAX_QUEUE", "1")
     with running(mar) as server, ThreadPoolExecutor(12) as pool:
 
@@ -44,7 +51,7 @@ def test_what_is_too_much_is_refused_at_once_and_the_rest_answered(mar, picture,
                 assert answer.headers["X-Model-Version"]
         assert server.ready(), "a service that has too much to do is still ready"
         told = requests.get(f"{server.probes_url}/metrics", timeout=TIMEOUT_S).text
-        refused = dict(re.findall(r'http_responses_total\{proxy="(shed|torchserve)",code="5xx"\} (\d+)', told))
+        refused = dict(re.findall(r'http_responses_total\{proxy="(shed|torchserve_streamed)",code="5xx"\} (\d+)', told))
         assert sum(map(int, refused.values())) == sum(answer.status_code == 503 for answer in answers)
         assert int(refused["shed"]) > 0
 
@@ -159,3 +166,18 @@ def test_many_large_bodies_at_once_do_not_cost_the_service_its_memory(server, re
     assert sum(answer.status_code == 400 for answer in answers) >= 4
     assert {answer.headers["X-Model-Version"] for answer in answers} == {recognizer.version}
     assert server.ready()
+
+
+def test_clients_that_send_large_bodies_slowly_take_no_place_from_the_others(mar, samples, monkeypatch):
+    monkeypatch.setenv("MAX_IN_FLIGHT", "2")
+    monkeypatch.setenv("MAX_STREAMED_IN_FLIGHT", "2")
+    monkeypatch.setenv("MAX_QUEUE", "1")
+    with running(mar) as server, contextlib.ExitStack() as stack:
+        host, port = server.url.removeprefix("http://").split(":")
+        for length in [100_000] * 12 + [1_000_000] * 12:
+            client = stack.enter_context(socket.create_connection((host, int(port)), timeout=TIMEOUT_S))
+            client.sendall(f"POST /predictions/emnist HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode() + bytes(20_000))
+        time.sleep(0.5)
+        for sample in samples:
+            answer = requests.post(f"{server.url}/predictions/emnist", data=sample.read_bytes(), timeout=TIMEOUT_S)
+            assert (answer.status_code, answer.json().get("character")) == (200, sample.name[0])

@@ -99,7 +99,7 @@ def test_the_model_and_its_workers_are_told(server, recognizer):
 def test_times_are_counted_from_the_edge_on_whatever_a_client_says(server, samples):
     before = scrape(server)
     for said in ("1", "junk", str(10**15)):
-        assert send(server, "/predictions/emnist", data=samples["3"], headers={"X-Request-Start": said}).status_code == 200
+        assert send(server, "/predictions/emnist", data=samples["3"], headers={"X-Handed-On": said}).status_code == 200
     after = scrape(server)
     assert after["emnist_queue_seconds_count",] - before["emnist_queue_seconds_count",] == 3
     waited = after["emnist_queue_seconds_sum",] - before["emnist_queue_seconds_sum",]
@@ -136,9 +136,9 @@ def test_clients_do_not_reach_the_metrics(server):
 
 def test_without_workers_the_edge_still_tells_its_own(tmp_path):
     edge, probes, nobody = free_ports(3)
-    settings = {"EDGE_ADDRESS": edge, "PROBE_ADDRESS": probes, "TORCHSERVE_ADDRESS": nobody}
-    environment = {name: f"{LOOPBACK}:{port}" for name, port in settings.items()}
-    environment |= {"MODEL_METRICS_PORT": str(nobody), "ADMIN_SOCKET": str(tmp_path / "admin"), "MANAGEMENT_PORT": str(nobody)}
+    environment = {"EDGE_ADDRESS": f"{LOOPBACK}:{edge}", "PROBE_HOST": LOOPBACK, "PROBE_PORT": str(probes)}
+    environment |= {"MODEL_METRICS_PORT": str(nobody), "MANAGEMENT_PORT": str(nobody)}
+    environment |= {"TORCHSERVE_SOCKET": str(tmp_path / "none"), "ADMIN_SOCKET": str(tmp_path / "admin")}
     haproxy = subprocess.Popen(haproxy_command(), env=environment, stderr=subprocess.DEVNULL)
     try:
         with requests.Session() as session:
