@@ -49,6 +49,17 @@ class Images:
     def take(self, index: Tensor) -> Images:
         return Images(self.images[index], self.labels[index], self.classes)
 
+    def only(self, classes: str) -> Images:
+        """The images of some `classes`, in the order of `self.classes`; of all where `classes` is empty. Raises DataError."""
+        unknown = "".join(c for c in classes if c not in self.classes)
+        if unknown:
+            raise DataError(f"data.classes: the images have no class of '{unknown}'; there are: {''.join(self.classes)}")
+        kept = [label for label, name in enumerate(self.classes) if not classes or name in classes]
+        new_label = torch.full((len(self.classes),), -1)
+        new_label[kept] = torch.arange(len(kept))
+        labels = new_label[self.labels]
+        return Images(self.images[labels >= 0], labels[labels >= 0], tuple(self.classes[label] for label in kept))
+
     def resized(self, size: int) -> Images:
         """The images at `size` pixels a side, as `handlers.preprocessing` hands a picture that is framed as EMNIST's to a network of that size."""
         if self.images.shape[-1] == size:
@@ -134,8 +145,8 @@ def load_emnist(root: Path, split: str, part: str) -> Images:
 
 def load_splits(settings: DataSettings, root: Path, size: int = SIZE) -> Splits:
     """Read the training and test files below `root` and hold a validation part out of the training file; images at `size` pixels a side."""
-    test = load_emnist(root, settings.test_split, "test")
-    everything = load_emnist(root, settings.train_split, "train")
+    test = load_emnist(root, settings.test_split, "test").only(settings.classes)
+    everything = load_emnist(root, settings.train_split, "train").only(settings.classes)
     if everything.classes != test.classes:
         raise DataError(f"data.train_split '{settings.train_split}' and data.test_split '{settings.test_split}' differ in classes")
     known = without(everything, test)

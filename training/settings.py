@@ -34,6 +34,7 @@ class SettingsError(ValueError):
 class DataSettings:
     train_split: Split = "bymerge"  # the EMNIST split whose `train` file is trained on
     test_split: Split = "balanced"  # the EMNIST split, of the same classes, whose `test` file is reported
+    classes: str = ""  # the characters to keep, of those of the split, in the order of its label file; empty: all
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of each class of the training file, held out
     validation_limit: Annotated[int, Field(ge=1)] = 100  # at most so many images a class
     validation_seed: Annotated[int, Field(ge=0)] = 0  # the same images are held out whatever the run's own seed
