@@ -198,6 +198,8 @@ def _explain(error: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "unexpected_keyword_argument":
         return f"unknown setting '{where}'{_nearest(where, _field_names(Settings))}"
+    if error["type"] == "value_error":  # of a whole section
+        return f"'{where}': {error['ctx']['error']}"
     return f"'{where}' cannot be {error['input']!r}: {error['msg'].lower()}"
 
 

@@ -19,6 +19,15 @@ def test_the_flagship_is_compact():
     assert model(torch.rand(2, 1, 28, 28)).shape == (2, 47)
 
 
+def test_the_flagships_weights_keep_their_names():
+    """By which checkpoints are read back."""
+    block = [f"{layer}.{part}" for layer in ("conv1", "norm1", "conv2", "norm2", "shortcut.0", "shortcut.1") for part in ("weight", "bias")]
+    kept = {name for name in block if name not in {"conv1.bias", "conv2.bias", "shortcut.0.bias"}}
+    names = {name for name, _ in make_model(load_recipe("flagship").model, 47).named_parameters()}
+    stem_and_head = {"stem.0.weight", "stem.1.weight", "stem.1.bias", "head.3.weight", "head.3.bias"}
+    assert names == stem_and_head | {f"stages.{stage}.{name}" for stage in range(3) for name in kept}
+
+
 def test_multiply_adds_are_counted_by_hand():
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), nn.Flatten(), nn.Linear(8 * 16, 10))
     assert count_multiply_adds(net, size=8) == 4 * 64 * 9 + 8 * 16 * 9 * 2 + 8 * 16 * 10
@@ -32,7 +41,8 @@ def test_counting_leaves_the_mode_alone():
 
 def test_no_augmentation_is_the_identity(emnist):
     images = emnist.images[:32].unsqueeze(1).float() / 255
-    assert torch.allclose(augment(images, STILL), images, atol=1e-5)
+    assert torch.equal(augment(images, STILL), images)
+    assert torch.allclose(augment(images, replace(STILL, rotation=1e-9)), images, atol=1e-5)
     assert torch.equal(augment(images, AugmentSettings(), strength=0), images)
 
 

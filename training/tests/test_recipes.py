@@ -122,7 +122,7 @@ def test_convolutions_that_leave_nothing():
 
 
 def test_blocks_that_do_not_fit_the_widths():
-    with pytest.raises(SettingsError, match="one number for each of the 4 widths"):
+    with pytest.raises(SettingsError, match=r"^'model': blocks needs one number for each of the 4 widths"):
         load_recipe("system-c", ["model.blocks=[2,2]"])
 
 
