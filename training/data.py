@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from handlers.framing import SIZE, resize
 from handlers.labels import BY_CLASS, BY_MERGE, DIGITS, UPPER
 from training.settings import DataSettings
 
@@ -36,7 +37,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled pictures: images uint8 (N, 28, 28), upright, light on black; labels int64 (N,), indices into classes."""
+    """Labelled pictures: images uint8 (N, S, S), upright, light on black; labels int64 (N,), indices into classes."""
 
     images: Tensor
     labels: Tensor
@@ -47,6 +48,26 @@ class Images:
 
     def take(self, index: Tensor) -> Images:
         return Images(self.images[index], self.labels[index], self.classes)
+
+    def only(self, classes: str) -> Images:
+        """The images of some `classes`, in the order of `self.classes`; of all where `classes` is empty. Raises DataError."""
+        unknown = "".join(c for c in classes if c not in self.classes)
+        if unknown:
+            raise DataError(f"data.classes: the images have no class of '{unknown}'; there are: {''.join(self.classes)}")
+        kept = [label for label, name in enumerate(self.classes) if not classes or name in classes]
+        new_label = torch.full((len(self.classes),), -1)
+        new_label[kept] = torch.arange(len(kept))
+        labels = new_label[self.labels]
+        return Images(self.images[labels >= 0], labels[labels >= 0], tuple(self.classes[label] for label in kept))
+
+    def resized(self, size: int) -> Images:
+        """The images at `size` pixels a side, as `handlers.preprocessing` hands a picture that is framed as EMNIST's to a network of that size."""
+        if self.images.shape[-1] == size:
+            return self
+        images = np.empty((len(self), size, size), np.uint8)
+        for place, image in enumerate(self.images.numpy()):
+            images[place] = resize(image, size)
+        return Images(torch.from_numpy(images), self.labels, self.classes)
 
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the sha256 of classes, labels and images, in order."""
@@ -122,17 +143,18 @@ def load_emnist(root: Path, split: str, part: str) -> Images:
     return Images(torch.from_numpy(upright), torch.from_numpy(labels), classes)
 
 
-def load_splits(settings: DataSettings, root: Path) -> Splits:
-    """Read the training and test files below `root` and hold a validation part out of the training file."""
-    test = load_emnist(root, settings.test_split, "test")
-    everything = load_emnist(root, settings.train_split, "train")
+def load_splits(settings: DataSettings, root: Path, size: int = SIZE) -> Splits:
+    """Read the training and test files below `root` and hold a validation part out of the training file; images at `size` pixels a side."""
+    test = load_emnist(root, settings.test_split, "test").only(settings.classes)
+    everything = load_emnist(root, settings.train_split, "train").only(settings.classes)
     if everything.classes != test.classes:
         raise DataError(f"data.train_split '{settings.train_split}' and data.test_split '{settings.test_split}' differ in classes")
     known = without(everything, test)
     held_out = validation_mask(known.labels, settings.validation_fraction, settings.validation_limit, settings.validation_seed)
     validation = known.take(held_out)
     train = without(known.take(~held_out), validation)
-    return Splits(train, validation, test, removed=len(everything) - len(validation) - len(train))
+    removed = len(everything) - len(validation) - len(train)
+    return Splits(train.resized(size), validation.resized(size), test.resized(size), removed)
 
 
 def without(data: Images, other: Images) -> Images:

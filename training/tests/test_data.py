@@ -144,3 +144,13 @@ def test_a_download_without_torchvision_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     with pytest.raises(DataError, match="make train"):
         download(tmp_path)
+
+
+def test_some_classes_alone(emnist):
+    digits = emnist.only("31")
+    assert digits.classes == ("1", "3")
+    assert set(digits.labels.tolist()) == {0, 1}
+    assert torch.equal(digits.images, emnist.images[(emnist.labels == 1) | (emnist.labels == 3)])
+    assert torch.equal(emnist.only("").labels, emnist.labels)
+    with pytest.raises(DataError, match="no class of 'z'"):
+        emnist.only("1z")
