@@ -1,6 +1,6 @@
 """This project's model beside what a user would take instead, Tesseract and RapidOCR, on the same pictures, in one run.
 
-    python -m training.compare --model MODEL.pt --emnist-root DIR [--pictures 400]
+    python -m training.readers --model MODEL.pt --emnist-root DIR [--pictures 400]
 
 Every reader is given the same PNG files, on one core, and answers one character of 0-9 A-Z; lower case counts as upper case.
 Tesseract 5 (a program of the system) treats each picture as a single character (--psm 10) of a whitelist. Of RapidOCR, the
@@ -115,7 +115,7 @@ def compare(readers: dict[str, Reader], emnist_root: Path, pictures: int) -> str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.compare", description="Compare the model with Tesseract and RapidOCR.")
+    parser = argparse.ArgumentParser(prog="python -m training.readers", description="Compare the model with Tesseract and RapidOCR.")
     parser.add_argument("--model", type=Path, default=Path("serving/models/emnist.pt"))
     parser.add_argument("--emnist-root", type=Path, default=os.environ.get("EMNIST_ROOT"), help="folder that holds EMNIST/raw")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="a style; default: %(default)s")
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         readers = {"this project": our_reader(arguments.model), "Tesseract 5": tesseract_reader(), "RapidOCR": rapidocr_reader()}
         print(compare(readers, Path(arguments.emnist_root), arguments.pictures))
     except (DataError, ModelError, ImportError, OSError, subprocess.SubprocessError) as error:
-        print(f"compare: {error}", file=sys.stderr)
+        print(f"readers: {error}", file=sys.stderr)
         return 1
     return 0
 
