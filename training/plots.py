@@ -16,11 +16,11 @@ from training.answers import Answers, Roc
 
 DPI = 110
 BLUE, ORANGE, GREY = "#1f6fb2", "#d9702b", "#8a8f98"
+OTHERS = (ORANGE, "#3c8d40", "#8d4fa8")  # for the worst classes, which the ROC curves name
 SMALL = 8  # points, of the labels of many classes
 ROW_INCH = 0.17  # height of a class in a plot that has a line a class
 CORNER = (0.1, 0.8)  # the false-positive rate up to which, and the true-positive rate from which, a ROC curve is shown enlarged
 SAMPLE_COLUMNS = 8
-NAMED_WORST = 3  # classes named in the ROC curves' legend
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -42,7 +42,8 @@ def _tidy(axes: Axes, title: str, x: str, y: str) -> None:
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """What metrics.jsonl holds, {run: lines}, against the steps: loss, accuracy and F1 of the validation part, learning rate, throughput."""
-    figure = _figure(9, 8)
+    figure = _figure(9, 8.5)
+    places = figure.subplot_mosaic([[0, 1], [2, 3], [4, 4]])
     panels = [
         ("Loss", (("loss", "training", ":"), ("validation_loss", "validation", "-")), "cross-entropy"),
         ("Accuracy, validation", (("validation_accuracy", "as it is", "-"), ("degraded_accuracy", "degraded", ":")), "share"),
@@ -50,9 +51,8 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
         ("Learning rate", (("lr", "", "-"),), "rate"),
         ("Throughput", (("images_per_s", "", "-"),), "images/s"),
     ]
-    places = [(3, 2, number + 1) for number in range(4)] + [(3, 1, 3)]
-    for (title, lines, unit), place in zip(panels, places, strict=True):
-        axes = figure.add_subplot(*place)
+    for place, (title, lines, unit) in enumerate(panels):
+        axes = places[place]
         _tidy(axes, title, "step", unit)
         for number, (run, history) in enumerate(histories.items()):
             for key, label, style in lines:
@@ -127,14 +127,14 @@ def roc(answers: Roc) -> Figure:
     figure = _figure(9, 4.6)
     stack = np.stack(list(answers.curves.values()))
     mean, deviation = stack.mean(axis=0), stack.std(axis=0)
-    worst = sorted(answers.areas, key=lambda name: answers.areas[name])[:NAMED_WORST]
+    worst = sorted(answers.areas, key=lambda name: answers.areas[name])[: len(OTHERS)]
     for enlarged, axes in zip((False, True), figure.subplots(1, 2), strict=True):
         _tidy(axes, "The corner, enlarged" if enlarged else "One-vs-rest ROC", "false-positive rate", "true-positive rate")
         for name, curve in answers.curves.items():
             if name not in worst:
                 axes.plot(answers.rates, curve, color=GREY, linewidth=0.5, alpha=0.5)
-        for name in worst:
-            axes.plot(answers.rates, answers.curves[name], linewidth=1, label=f"{name}: AUC {answers.areas[name]:.4f}")
+        for name, colour in zip(worst, OTHERS, strict=False):
+            axes.plot(answers.rates, answers.curves[name], color=colour, linewidth=1, label=f"{name}: AUC {answers.areas[name]:.4f}")
         axes.fill_between(answers.rates, np.maximum(0, mean - deviation), np.minimum(1, mean + deviation), color=BLUE, alpha=0.2, linewidth=0)
         label = f"mean of {len(stack)} classes: AUC {answers.mean:.4f} ± {answers.deviation:.4f}"
         axes.plot(answers.rates, mean, color=BLUE, linewidth=2, label=label)

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from training import page, plots, summary
 from training.answers import Answers
 from training.checkpoint import CheckpointError, load_checkpoint, network_of
 from training.data import DataError
 from training.metrics import wilson, worst_pairs
+from training.models import count_multiply_adds, count_parameters
 from training.provenance import starts
 
 REPORT = "report"  # the folder of the plots
@@ -51,6 +53,9 @@ def write(folder: Path) -> Path:
     checkpoint = load_checkpoint(folder / "best.pt")
     plots.save(plots.curves({folder.name: history}), folder / REPORT / "curves.png")
     sections = page.Sections()
+    network = network_of(checkpoint)
+    size = int(checkpoint["samples"].shape[-1])  # pixels
+    facts = {"parameters": f"{count_parameters(network):,}", "multiply-adds an image": f"{count_multiply_adds(network, size) / 1e6:.1f} M"}
     kept = answers_in(folder)
     if kept:
         part, answers = kept
@@ -58,14 +63,13 @@ def write(folder: Path) -> Path:
         for name, figure in (("confusion", plots.confusion(answers)), ("classes", plots.class_bars(answers)), ("roc", plots.roc(roc))):
             plots.save(figure, folder / REPORT / f"{name}.png")
         overall = answers.overall()
-        sections.facts(
-            {
-                f"accuracy, {part} part": f"{share(overall['accuracy'])} ({share(overall['low'])} to {share(overall['high'])}, n = {len(answers.labels):,})",
+        facts = {
+            f"accuracy, {part} part": f"{share(overall['accuracy'])} ({share(overall['low'])} to {share(overall['high'])}, n = {len(answers.labels):,})",
                 "F1, weighted": share(overall["f1_weighted"]),
                 "F1, macro": share(overall["f1_macro"]),
                 "AUC, one-vs-rest": f"{roc.mean:.4f} ± {roc.deviation:.4f} over {len(roc.areas)} classes",
-            }
-        )
+        } | facts
+    sections.facts(facts)
     _figures(sections, checkpoint["metrics"])
     sections.picture("Curves", folder / REPORT / "curves.png", "Loss, accuracy, F1, learning rate and throughput against steps")
     if kept:
@@ -75,7 +79,7 @@ def write(folder: Path) -> Path:
     sections.picture(
         "Every style of picture", folder / "contact-sheet.png", "Test images in every style, each above what the network is given", scrolls=True
     )
-    _background(sections, folder, checkpoint)
+    _background(sections, folder, checkpoint, network)
     run = checkpoint["run"]
     subtitle = f"step {run['step']:,} of {run['steps']:,}, {run['seconds'] / 60:.1f} minutes on {run['device']}"
     out = folder / PAGE
@@ -117,10 +121,10 @@ def _classes(sections: page.Sections, folder: Path, answers: Answers, part: str)
     sections.picture("ROC curves", folder / REPORT / "roc.png", "One-vs-rest ROC curves: each class, their mean and deviation")
 
 
-def _background(sections: page.Sections, folder: Path, checkpoint: dict[str, Any]) -> None:
+def _background(sections: page.Sections, folder: Path, checkpoint: dict[str, Any], network: nn.Module) -> None:
     """What the run is: network, data, settings, versions."""
     size = int(checkpoint["samples"].shape[-1])
-    sections.table(f"Network, for one image of {size} x {size} pixels", summary.HEADER, summary.cells(summary.layers(network_of(checkpoint), size)))
+    sections.table(f"Network, for one image of {size} x {size} pixels", summary.HEADER, summary.cells(summary.layers(network, size)), folded=True)
     data = checkpoint["data"]
     rows = [(part, f"{count:,}", data["fingerprint"][part]) for part, count in data["images"].items()]
     sections.table("Data", ("part", "images", "fingerprint"), rows, words=True)
