@@ -77,9 +77,7 @@ class Answers:
     def f1(self) -> dict[str, float]:
         """F1 over the classes that have images: the mean, weighted by their numbers, and of each alike ("macro")."""
         present = np.unique(self.labels)
-        return {
-            kind: float(f1_score(self.labels, self.said, labels=present, average=kind, zero_division=0.0)) for kind in ("weighted", "macro")
-        }
+        return {kind: float(f1_score(self.labels, self.said, labels=present, average=kind, zero_division=0.0)) for kind in ("weighted", "macro")}
 
     def overall(self) -> dict[str, float]:
         """The part's figures: n, accuracy with the ends of Wilson's 95 % interval, and F1."""

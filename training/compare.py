@@ -2,8 +2,8 @@
 
     python -m training.compare runs/a runs/b [...] [--plot build/compare.png]
 
-Each run is held against the first. Where both answered the same test images and know the same classes, the difference is judged
-by McNemar's exact test (McNemar 1947) on the images that only one of them read right; else by the two-proportion z-test.
+Each run is held against the first. Where both answered the same test images, the difference is judged by McNemar's exact test
+(McNemar 1947) on the images that only one of them read right; else by the two-proportion z-test.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training import plots
 from training.answers import Answers
 from training.data import DataError
 from training.provenance import starts
-from training.reports import TEST, history_of, share
+from training.reports import TEST, history_of, interval, share
 
 SIGNIFICANT = 0.05
 MISSING = "-"
@@ -32,7 +32,8 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Finished:
-    """A run as its folder tells it: `facts` are settings, versions and data by dotted names; `test` is None if it never was tested."""
+    """A run as its folder tells it: `name` is the folder as it was given, `facts` are settings, versions and data by dotted names;
+    `test` is None if it never was tested."""
 
     name: str
     facts: dict[str, str]
@@ -46,9 +47,11 @@ def load_run(folder: Path) -> Finished:
         settings = yaml.safe_load((folder / "settings.yaml").read_text())
     except (OSError, yaml.YAMLError) as error:
         raise DataError(f"{folder} holds no run of training.train ({error})") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{folder / 'settings.yaml'} holds no settings")
     facts = {"settings": settings, **{key: value for key, value in (starts(folder) or [{}])[-1].items() if key != "time"}}
     answers = Answers.load(folder / TEST) if (folder / TEST).exists() else None
-    return Finished(folder.resolve().name, flat(facts), history_of(folder), answers)
+    return Finished(folder.as_posix(), flat(facts), history_of(folder), answers)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -61,7 +64,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def difference(first: Answers, other: Answers) -> tuple[str, float]:
     """The test that fits two runs' answers, in words, and its two-sided p value: how often chance alone would do as much."""
-    if first.fingerprint == other.fingerprint and first.classes == other.classes:
+    if first.fingerprint == other.fingerprint:  # of classes, labels and images
         only_first, only_other = int((first.right & ~other.right).sum()), int((other.right & ~first.right).sum())
         p = float(binomtest(only_first, only_first + only_other).pvalue) if only_first + only_other else 1.0
         return f"McNemar's exact test, {only_first} read right by the first alone, {only_other} by the other alone", p
@@ -95,21 +98,24 @@ def _verdict(first: Finished, other: Finished) -> str:
 
 
 def _endings(runs: Sequence[Finished]) -> list[list[str]]:
-    def best(run: Finished) -> Mapping[str, float]:
-        return min(run.history, key=lambda line: line["validation_loss"])
-
-    rows = [
-        ["steps", *(f"{run.history[-1]['step']:,}" for run in runs)],
-        ["minutes", *(f"{run.history[-1]['seconds'] / 60:.1f}" for run in runs)],
-        ["images/s, median", *(f"{np.median([line['images_per_s'] for line in run.history]):,.0f}" for run in runs)],
-        ["least validation loss", *(f"{best(run)['validation_loss']:.4f}" for run in runs)],
-        ["validation accuracy there", *(share(best(run)["validation_accuracy"]) for run in runs)],
-    ]
-    tests = [run.test.overall() if run.test else None for run in runs]
-    texts = [("test images", lambda t: f"{t['n']:,}"), ("test accuracy, all classes", lambda t: share(t["accuracy"]))]
-    texts.append(("95 % interval (Wilson)", lambda t: f"{100 * t['low']:.2f} to {share(t['high'])}"))
-    texts += [("F1, weighted", lambda t: share(t["f1_weighted"])), ("F1, macro", lambda t: share(t["f1_macro"]))]
-    return rows + [[name, *(text(test) if test else MISSING for test in tests)] for name, text in texts]
+    """One row a figure, one column a run; a figure that a run did not keep is MISSING."""
+    columns = []
+    for run in runs:
+        last = run.history[-1]
+        best = min(run.history, key=lambda line: line.get("validation_loss", math.inf))
+        column = {"steps": f"{last['step']:,}", "minutes": f"{last['seconds'] / 60:.1f}"}
+        column["images/s, median"] = f"{np.median([line['images_per_s'] for line in run.history]):,.0f}"
+        if "validation_loss" in best:
+            column["least validation loss"] = f"{best['validation_loss']:.4f}"
+            column["validation accuracy there"] = share(best["validation_accuracy"])
+        if run.test:
+            overall = run.test.overall()
+            column |= {"test images": f"{overall['n']:,}", "test accuracy, all classes": share(overall["accuracy"])}
+            column |= {"95 % interval (Wilson)": interval(overall)}
+            column |= {"F1, weighted": share(overall["f1_weighted"]), "F1, macro": share(overall["f1_macro"])}
+        columns.append(column)
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [[name, *(column.get(name, MISSING) for column in columns)] for name in names]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -63,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--folder", type=Path, help="score these pictures instead, named 7_x.png or in folders named after characters")
     parser.add_argument("--alphabet", choices=ALPHABET_NAMES, default=DEFAULT_ALPHABET, help="of --folder; default: %(default)s")
-    parser.add_argument("--sheets", type=Path, help="folder for contact-sheet.png, what the network is given in every style, and errors.png; of --folder: accuracy.png")
+    parser.add_argument(
+        "--sheets",
+        type=Path,
+        help="folder for contact-sheet.png, what the network is given in every style, and errors.png; of --folder: accuracy.png",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

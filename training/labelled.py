@@ -107,7 +107,9 @@ def score_folder(recognizer: Recognizer, folder: Path, alphabet: str) -> FolderS
         else:
             score.unlabelled.append((name, f"'{label}' is not in the alphabet" if label else "its name tells no label"))
     if not labelled:
-        raise DataError(f"none of the {len(score.unlabelled)} pictures in {folder} has a label of '{alphabet}': name them 7_x.png or sort them into 7/")
+        raise DataError(
+            f"none of the {len(score.unlabelled)} pictures in {folder} has a label of '{alphabet}': name them 7_x.png or sort them into 7/"
+        )
     for start in range(0, len(labelled), CHUNK):
         score.answers.extend(_read(recognizer, fold, labelled[start : start + CHUNK], score.refused))
     return score

@@ -35,7 +35,9 @@ LOWEST, HIGHEST = 1e-5, 10.0
 STEPS = 200
 DIVERGED = 4.0  # times the least loss so far: the sweep ends
 WINDOW = 5  # steps whose mean loss is held against that
-SMOOTHING = 0.025  # of the sweep, the standard deviation of the Gaussian that smooths the losses; it does not shift them
+SMOOTHING = 0.04  # of the sweep, the standard deviation of the Gaussian that smooths the losses; it does not shift them
+SKIPPED = 0.1  # of the sweep, at its beginning, whose slopes are those of a new network's first steps and of few batches
+NOISE = 2.0  # standard deviations of a batch's loss by which the smoothed one must fall
 FEWEST = 20  # steps without which no slope is to be trusted
 
 
@@ -49,13 +51,13 @@ class Sweep:
         return smoothed
 
     def suggestion(self) -> float:
-        """The rate of the steepest descent. Raises DataError where the loss never falls."""
-        smooth = np.array(self.smooth())
-        end = int(smooth.argmin()) + 1
-        slopes = np.gradient(smooth[:end], np.log(self.rates[:end])) if end > 1 else np.zeros(1)
-        if slopes.min() >= 0:
-            raise DataError("the loss falls at none of these rates; sweep lower ones, by --low")
-        return self.rates[int(slopes.argmin())]
+        """The rate of the steepest descent. Raises DataError where the loss does not fall beyond its noise."""
+        smooth, skipped = np.array(self.smooth()), round(SKIPPED * len(self.losses))
+        end = skipped + int(smooth[skipped:].argmin()) + 1
+        slopes = np.gradient(smooth, np.log(self.rates))[skipped:end]
+        if slopes.min() >= 0 or smooth[skipped] - smooth[end - 1] < NOISE * float(np.std((smooth - self.losses)[skipped:end])):
+            raise DataError("the loss does not fall beyond its noise: sweep other rates (--low, --high), in more --steps or with larger batches")
+        return self.rates[skipped + int(slopes.argmin())]
 
 
 def sweep(run: Run, low: float, high: float, steps: int) -> Sweep:

@@ -46,7 +46,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     places = figure.subplot_mosaic([[0, 1], [2, 3], [4, 4]])
     panels = [
         ("Loss", (("loss", "training", ":"), ("validation_loss", "validation", "-")), "cross-entropy"),
-        ("Accuracy, validation", (("validation_accuracy", "as it is", "-"), ("degraded_accuracy", "degraded", ":")), "share"),
+        ("Accuracy, validation", (("validation_accuracy", "clean", "-"), ("degraded_accuracy", "degraded", ":")), "share"),
         ("F1, validation", (("validation_f1_weighted", "weighted", "-"), ("validation_f1_macro", "macro", ":")), "F1"),
         ("Learning rate", (("lr", "", "-"),), "rate"),
         ("Throughput", (("images_per_s", "", "-"),), "images/s"),

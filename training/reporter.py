@@ -38,7 +38,7 @@ class Reporter:
         self.noted = (time.perf_counter(), state.step)  # when and at which step throughput was last counted
         if self.settings.scalars == 0 and self.settings.figures == 0:
             return
-        self.writer = SummaryWriter(run.folder / "tensorboard", purge_step=state.step or None)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(run.folder / "tensorboard", purge_step=state.step or None)
         if state.step == 0:
             settings = yaml.safe_dump(run.settings.to_dict(), sort_keys=False, default_flow_style=None, width=100)
             self._text("run", f"{run.folder.name}: {run.steps:,} steps of {run.settings.schedule.batch_size} images; {run.describe_device()}")
@@ -53,12 +53,13 @@ class Reporter:
             return
         due = self.settings.scalars and state.step % self.settings.scalars == 0
         if due:
-            now, (before, step) = time.perf_counter(), self.noted
             accuracy = (logits.argmax(1) == labels).float().mean()
-            self._scalar("train/loss", float(loss), state.step)
+            self._scalar("train/loss", float(loss), state.step)  # waits for the device, so that the time below is of steps done
             self._scalar("train/accuracy", float(accuracy), state.step)
             self._scalar("train/learning_rate", state.optimizer.param_groups[0]["lr"], state.step)
-            self._scalar("train/images_per_s", (state.step - step) * len(batch) / (now - before), state.step)
+            now, (before, step) = time.perf_counter(), self.noted
+            images = (state.step - step) * self.run.settings.schedule.batch_size
+            self._scalar("train/images_per_s", images / (now - before), state.step)
             self.noted = (now, state.step)
         first = state.step == 1 and self.settings.figures > 0
         if first or self._figures_due(state):
@@ -84,12 +85,12 @@ class Reporter:
             self._figure("confusion", plots.confusion(answers), state.step)
             self._figure("classes", plots.class_bars(answers), state.step)
             self._figure("roc", plots.roc(roc), state.step)
-        self.writer.flush()  # type: ignore[no-untyped-call]
+        self.writer.flush()
         self.noted = (time.perf_counter(), state.step)  # validation and drawing are no part of the throughput
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()  # type: ignore[no-untyped-call]
+            self.writer.close()
 
     def _figures_due(self, state: State) -> bool:
         """At the end of every so many epochs, and at the end of the run."""
@@ -98,15 +99,15 @@ class Reporter:
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         assert self.writer is not None
-        self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        self.writer.add_scalar(name, value, step)
 
     def _figure(self, name: str, figure: Figure, step: int) -> None:
         assert self.writer is not None
-        self.writer.add_figure(name, figure, step)  # type: ignore[no-untyped-call]
+        self.writer.add_figure(name, figure, step)
 
     def _text(self, name: str, text: str) -> None:
         assert self.writer is not None
-        self.writer.add_text(name, text, 0)  # type: ignore[no-untyped-call]
+        self.writer.add_text(name, text, 0)
 
     def _graph(self, model: nn.Module) -> None:
         """Of a copy in eval mode: tracing runs the network, and must change neither batch norm nor the random numbers."""
@@ -116,6 +117,6 @@ class Reporter:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's own, of tracing
             try:
-                self.writer.add_graph(traced, torch.zeros(1, 1, size, size))  # type: ignore[no-untyped-call]
+                self.writer.add_graph(traced, torch.zeros(1, 1, size, size))
             except RuntimeError as error:
                 log.warning("no graph for TensorBoard: %s", str(error).splitlines()[0])

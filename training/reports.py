@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from training.data import DataError
 from training.metrics import wilson, worst_pairs
 from training.models import count_multiply_adds, count_parameters
 from training.provenance import starts
+from training.settings import SettingsError
 
 REPORT = "report"  # the folder of the plots
 PAGE = "report.html"
@@ -34,7 +35,10 @@ def history_of(folder: Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl. Raises DataError where there are none or they are damaged."""
     path = folder / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        history = [json.loads(line) for line in path.read_text().splitlines()]
+        if not history:
+            raise ValueError("it is empty")
+        return history
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); give the folder of a run that has finished an epoch") from error
 
@@ -48,7 +52,7 @@ def answers_in(folder: Path) -> tuple[str, Answers] | None:
 
 
 def write(folder: Path) -> Path:
-    """Draw the plots of the run in `folder` and write its page, whose path is returned. Raises DataError and CheckpointError."""
+    """Draw the plots of the run in `folder` and write its page, whose path is returned. Raises DataError, CheckpointError and SettingsError."""
     history = history_of(folder)
     checkpoint = load_checkpoint(folder / "best.pt")
     plots.save(plots.curves({folder.name: history}), folder / REPORT / "curves.png")
@@ -64,10 +68,10 @@ def write(folder: Path) -> Path:
             plots.save(figure, folder / REPORT / f"{name}.png")
         overall = answers.overall()
         facts = {
-            f"accuracy, {part} part": f"{share(overall['accuracy'])} ({share(overall['low'])} to {share(overall['high'])}, n = {len(answers.labels):,})",
-                "F1, weighted": share(overall["f1_weighted"]),
-                "F1, macro": share(overall["f1_macro"]),
-                "AUC, one-vs-rest": f"{roc.mean:.4f} ± {roc.deviation:.4f} over {len(roc.areas)} classes",
+            f"accuracy, {part} part, n = {len(answers.labels):,}": f"{share(overall['accuracy'])} ({interval(overall)})",
+            "F1, weighted": share(overall["f1_weighted"]),
+            "F1, macro": share(overall["f1_macro"]),
+            "AUC, one-vs-rest": f"{roc.mean:.4f} ± {roc.deviation:.4f} over {len(roc.areas)} classes",
         } | facts
     sections.facts(facts)
     _figures(sections, checkpoint["metrics"])
@@ -91,13 +95,18 @@ def share(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
+def interval(row: Mapping[str, float]) -> str:
+    """Its ends, `low` and `high`, as text."""
+    return f"{100 * row['low']:.2f} to {share(row['high'])}"
+
+
 def _figures(sections: page.Sections, metrics: dict[str, Any]) -> None:
     """Each alphabet's accuracy on the parts that were measured, and that of users' pictures."""
     for part, measured in metrics.items():
         rows = []
         for name, s in measured["alphabets"].items():
             low, high = wilson(round(s["accuracy"] * s["n"]), s["n"])
-            rows.append((name, f"{s['n']:,}", share(s["accuracy"]), f"{share(low)} to {share(high)}", share(s["ece"]), f"{s['nll']:.4f}"))
+            rows.append((name, f"{s['n']:,}", share(s["accuracy"]), interval({"low": low, "high": high}), share(s["ece"]), f"{s['nll']:.4f}"))
         sections.table(f"By alphabet, {part} part", ("alphabet", "n", "accuracy", "95 % interval (Wilson)", "ECE", "NLL"), rows)
     pictures = metrics.get("test", {}).get("pictures", [])
     if pictures:
@@ -112,11 +121,10 @@ def _classes(sections: page.Sections, folder: Path, answers: Answers, part: str)
     pairs = [(true, said, f"{n:,}", share(n / sizes[true])) for true, said, n in worst_pairs(answers.said, answers.labels, answers.classes)]
     sections.table("Worst pairs", ("true class", "read as", "times", "of the class"), pairs)
     sections.picture("Classes", folder / REPORT / "classes.png", "Precision, recall and F1 of each class, lowest F1 first")
-    rows = [
-        (name, f"{row['n']:,}", share(row["precision"]), share(row["recall"]), f"{share(row['low'])} to {share(row['high'])}", share(row["f1"]))
-        + (f"{areas[name]:.4f}" if name in areas else "",)
-        for name, row in answers.per_class().items()
-    ]
+    rows = []
+    for name, row in answers.per_class().items():
+        shares = (share(row["precision"]), share(row["recall"]), interval(row), share(row["f1"]))
+        rows.append((name, f"{row['n']:,}", *shares, f"{areas[name]:.4f}" if name in areas else ""))
     sections.table("Classes in figures", ("class", "n", "precision", "recall", "95 % interval of recall (Wilson)", "F1", "AUC"), rows, folded=True)
     sections.picture("ROC curves", folder / REPORT / "roc.png", "One-vs-rest ROC curves: each class, their mean and deviation")
 
@@ -142,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         out = write(arguments.run)
-    except (CheckpointError, DataError, OSError) as error:
+    except (CheckpointError, DataError, SettingsError, OSError) as error:
         print(f"reports: {error}", file=sys.stderr)
         return 1
     print(out)

@@ -71,7 +71,9 @@ def table(rows: Sequence[Layer]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     numbers_from = 3
     return "\n".join(
-        "  ".join(text.rjust(width) if column >= numbers_from else text.ljust(width) for column, (text, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            text.rjust(width) if column >= numbers_from else text.ljust(width) for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     )
 

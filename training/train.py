@@ -66,8 +66,7 @@ def train(run: Run, resume: bool = False) -> None:
     first, started = state.step, time.perf_counter()
     total, done = run.steps * schedule.batch_size, state.step * schedule.batch_size
     bar = tqdm(total=total, initial=done, unit="img", unit_scale=True, smoothing=0.02, mininterval=1.0)
-    reporter = Reporter(run, state)
-    with bar, contextlib.closing(reporter), catch_interrupt() as interrupted, logging_redirect_tqdm():
+    with bar, contextlib.closing(Reporter(run, state)) as reporter, catch_interrupt() as interrupted, logging_redirect_tqdm():
         while state.step < run.steps:
             epoch, within = divmod(state.step, run.steps_per_epoch)
             if epoch != order_epoch:
