@@ -21,6 +21,7 @@ SMALL = 8  # points, of the labels of many classes
 ROW_INCH = 0.17  # height of a class in a plot that has a line a class
 CORNER = (0.1, 0.8)  # the false-positive rate up to which, and the true-positive rate from which, a ROC curve is shown enlarged
 SAMPLE_COLUMNS = 8
+LABEL_SHARE, GAP_SHARE = 0.28, 0.1  # of a sample's side: the height of its label, and the space to the next
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -148,13 +149,19 @@ def roc(answers: Roc) -> Figure:
 
 def samples(images: npt.NDArray[Any], labels: Sequence[str]) -> Figure:
     """Pictures (N, S, S) in a grid, each below its label."""
+    size = images.shape[-1]
+    label, cell = round(LABEL_SHARE * size), round((1 + LABEL_SHARE + GAP_SHARE) * size)  # pixels: a label's height, and from row to row
+    across = round((1 + GAP_SHARE) * size)
     rows = -(-len(images) // SAMPLE_COLUMNS)
-    figure = _figure(SAMPLE_COLUMNS * 0.9, rows * 1.1)
-    for place, axes in enumerate(np.ravel(figure.subplots(rows, SAMPLE_COLUMNS, squeeze=False))):
-        axes.set_axis_off()
-        if place < len(images):
-            axes.imshow(images[place], cmap="gray", interpolation="nearest")
-            axes.set_title(labels[place], fontsize=10, pad=2)
+    grid = np.full((rows * cell, SAMPLE_COLUMNS * across), np.nan)
+    figure = _figure(SAMPLE_COLUMNS * 0.9, rows * 0.9 * cell / across)
+    axes = figure.subplots()  # one for all: an axes each would take a second
+    axes.set_axis_off()
+    for place, (image, name) in enumerate(zip(images, labels, strict=True)):
+        top, left = place // SAMPLE_COLUMNS * cell + label, place % SAMPLE_COLUMNS * across
+        grid[top : top + size, left : left + size] = image
+        axes.text(left + size / 2, top - label / 2, name, ha="center", va="center", fontsize=10)
+    axes.imshow(grid, cmap="gray", interpolation="nearest")
     return figure
 
 

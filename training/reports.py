@@ -85,7 +85,7 @@ def write(folder: Path) -> Path:
     )
     _background(sections, folder, checkpoint, network)
     run = checkpoint["run"]
-    subtitle = f"step {run['step']:,} of {run['steps']:,}, {run['seconds'] / 60:.1f} minutes on {run['device']}"
+    subtitle = f"best checkpoint: step {run['step']:,} of {run['steps']:,}, {run['seconds'] / 60:.1f} minutes on {run['device']}"
     out = folder / PAGE
     out.write_text(page.html(folder.resolve().name, subtitle, sections), encoding="utf-8")
     return out
@@ -102,7 +102,7 @@ def interval(row: Mapping[str, float]) -> str:
 
 def _figures(sections: page.Sections, metrics: dict[str, Any]) -> None:
     """Each alphabet's accuracy on the parts that were measured, and that of users' pictures."""
-    for part, measured in metrics.items():
+    for part, measured in sorted(metrics.items()):  # the test part first
         rows = []
         for name, s in measured["alphabets"].items():
             low, high = wilson(round(s["accuracy"] * s["n"]), s["n"])
