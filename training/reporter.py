@@ -38,7 +38,7 @@ class Reporter:
         self.noted = (time.perf_counter(), state.step)  # when and at which step throughput was last counted
         if self.settings.scalars == 0 and self.settings.figures == 0:
             return
-        self.writer = SummaryWriter(run.folder / "tensorboard", purge_step=state.step or None)
+        self.writer = SummaryWriter(run.folder / "tensorboard", purge_step=state.step + 1 if state.step else None)
         if state.step == 0:
             settings = yaml.safe_dump(run.settings.to_dict(), sort_keys=False, default_flow_style=None, width=100)
             self._text("run", f"{run.folder.name}: {run.steps:,} steps of {run.settings.schedule.batch_size} images; {run.describe_device()}")

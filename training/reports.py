@@ -2,7 +2,8 @@
 
     python -m training.reports runs/NAME
 
-Training writes it at its end; at any other time it shows what there is, of an unfinished run the validation part.
+Training writes it at its end; at any other time it shows what there is, of an unfinished run the validation part
+as TensorBoard was given it last.
 """
 
 from __future__ import annotations

@@ -104,3 +104,14 @@ def test_a_number_of_pictures_that_cannot_be_is_refused(program, count, model_pa
         program.main([*model, "--emnist-root", str(emnist_root), "--pictures", count])
     assert caught.value.code == 2
     assert "--pictures must be" in capsys.readouterr().err
+
+
+def test_recall_comes_with_its_interval_and_n(emnist, recognizer):
+    result = evaluate.evaluate(recognizer, emnist, 0)
+    assert result["recall_interval"].keys() == result["recall"].keys() == set(emnist.classes)
+    assert {n for _, _, n in result["recall_interval"].values()} == {6}
+    assert all(low <= result["recall"][name] <= high for name, (low, high, _) in result["recall_interval"].items())
+    assert result["recall_interval"]["A"][:2] == pytest.approx([0.6097, 1.0], abs=1e-4) or result["recall"]["A"] < 1
+    lowest = min(result["recall"], key=result["recall"].get)
+    after = table(result).split("n:\n")[1]
+    assert after.startswith(f"{lowest} {100 * result['recall'][lowest]:5.1f} (")

@@ -14,10 +14,11 @@ from torch import nn
 
 from training import provenance, reports, summary
 from training.answers import Answers
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, new_state
 from training.data import DataError
 from training.metrics import wilson
 from training.models import count_multiply_adds, count_parameters, make_model
+from training.reporter import Reporter
 from training.settings import load_recipe
 from training.train import train
 
@@ -96,6 +97,19 @@ def test_tensorboard_shows_the_run(finished_run):
     assert {"validation/auc_mean", "validation/auc_deviation"} <= steps.keys()
 
 
+def test_what_a_stopped_run_noted_after_its_checkpoint_is_superseded(small_run):
+    run = small_run("resumed", {"scalars": 1, "figures": 0, "graph": False})
+    state = new_state(run.settings, 47, run.device)
+    for first, last, loss in ((1, 10, 1.0), (7, 12, 2.0)):
+        state.step = first - 1
+        reporter = Reporter(run, state)
+        for state.step in range(first, last + 1):
+            reporter.step(state, torch.zeros(4, 1, 28, 28), torch.zeros(4).long(), torch.tensor(loss), torch.zeros(4, 47))
+        reporter.close()
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in events] == [(step, 1.0 if step < 7 else 2.0) for step in range(1, 13)]
+
+
 class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
@@ -134,6 +148,8 @@ def test_the_page_needs_nothing_beside_itself(finished_run):
     assert f"{100 * test.right.mean():.2f} %" in shown
     checkpoint = load_checkpoint(finished_run / "best.pt")
     assert round(100 * test.right.mean(), 3) == round(100 * checkpoint["metrics"]["test"]["alphabets"]["classes"]["accuracy"], 3)
+    for true, said, count in checkpoint["metrics"]["test"]["confusions"]:
+        assert f"<td>{true}</td><td>{said}</td><td>{count}</td>" in text
     for fact in ("batch_size: 64", torch.__version__, checkpoint["data"]["fingerprint"]["test"], "Worst pairs", "stages.2.conv2"):
         assert fact in shown
 
