@@ -64,7 +64,7 @@ evaluate: $(VENV)/ready ## score MODEL on the test images, as they are and in ev
 	@EMNIST_ROOT=$(EMNIST_ROOT) $(PY) -m training.evaluate $(MODEL) --sheets build
 
 compare: $(COMPARE_VENV)/ready ## MODEL beside Tesseract (from the system) and RapidOCR, on the same pictures; needs EMNIST_ROOT
-	@EMNIST_ROOT=$(EMNIST_ROOT) $(COMPARE_VENV)/bin/python -m training.compare --model $(MODEL)
+	@EMNIST_ROOT=$(EMNIST_ROOT) $(COMPARE_VENV)/bin/python -m training.readers --model $(MODEL)
 
 bench: $(VENV)/ready ## time preparation, network and batch against their limits
 	@$(PY) -m serving.bench --model $(MODEL)

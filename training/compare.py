@@ -1,137 +1,141 @@
-"""This project's model beside what a user would take instead, Tesseract and RapidOCR, on the same pictures, in one run.
+"""Two runs or more side by side: what differs in settings, versions and data, how they ended, and whether that is chance.
 
-    python -m training.compare --model MODEL.pt --emnist-root DIR [--pictures 400]
+    python -m training.compare runs/a runs/b [...] [--plot build/compare.png]
 
-Every reader is given the same PNG files, on one core, and answers one character of 0-9 A-Z; lower case counts as upper case.
-Tesseract 5 (a program of the system) treats each picture as a single character (--psm 10) of a whitelist. Of RapidOCR, the
-PP-OCRv4 models for ONNX Runtime, only the recogniser is used: the picture is the line of text.
+Each run is held against the first. Where both answered the same test images, the difference is judged by McNemar's exact test
+(McNemar 1947) on the images that only one of them read right; else by the two-proportion z-test.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
-import shutil
-import string
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
-import cv2
 import numpy as np
-import torch
+import yaml
+from scipy.stats import binomtest, norm
 
-from handlers.labels import DEFAULT_ALPHABET, make_fold
-from handlers.recognizer import ModelError, Recognizer, read
-from training.data import DataError, load_emnist
-from training.degrade.pictures import USERS
-from training.robustness import SEED, encode, prepare_all
+from training import plots
+from training.answers import Answers
+from training.data import DataError
+from training.provenance import starts
+from training.reports import TEST, history_of, interval, share
 
-STYLES = ("enlarged", "jpeg", "box_enlarged", "paper_shadow", "noise", "one_bit", "thin_pen", "marker", "small_or_corner", "canvas_alpha")
-PICTURES = 400  # a style
-TESSERACT_TIMEOUT_S = 1200
-WHITELIST = string.digits + string.ascii_letters
-
-Reader: TypeAlias = Callable[[Sequence[bytes]], list[str]]  # PNG files -> a character each, or ""
+SIGNIFICANT = 0.05
+MISSING = "-"
 
 
-def first_character(text: str) -> str:
-    """The first letter or digit of a text, in upper case; "" if there is none."""
-    return next((c.upper() for c in text if c in WHITELIST), "")
+@dataclass(frozen=True)
+class Finished:
+    """A run as its folder tells it: `name` is the folder as it was given, `facts` are settings, versions and data by dotted names;
+    `test` is None if it never was tested."""
+
+    name: str
+    facts: dict[str, str]
+    history: list[dict[str, float]]
+    test: Answers | None
 
 
-def our_reader(model: Path) -> Reader:
-    recognizer = Recognizer(model)
-    fold = recognizer.fold(DEFAULT_ALPHABET)
-
-    def answer(files: Sequence[bytes]) -> list[str]:
-        prepared, refused = prepare_all(files, recognizer.input_size)
-        return ["" if no else read(row, fold).character for row, no in zip(recognizer.probabilities(prepared), refused, strict=True)]
-
-    return answer
-
-
-def tesseract_reader() -> Reader:
-    """One process for all pictures, which are listed in a file; pages come back separated by form feeds."""
-
-    def answer(files: Sequence[bytes]) -> list[str]:
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / f"{number:05}.png" for number in range(len(files))]
-            for path, file in zip(paths, files, strict=True):
-                path.write_bytes(file)
-            listed = Path(folder) / "list.txt"
-            listed.write_text("".join(f"{path}\n" for path in paths))
-            command = ["tesseract", str(listed), "stdout", "--psm", "10", "-c", f"tessedit_char_whitelist={WHITELIST}"]
-            environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TESSERACT_TIMEOUT_S, check=True)
-        pages = done.stdout.split("\f")[: len(files)]
-        return [first_character(page) for page in pages] + [""] * (len(files) - len(pages))
-
-    return answer
+def load_run(folder: Path) -> Finished:
+    """Raises DataError for a folder that holds no run."""
+    try:
+        settings = yaml.safe_load((folder / "settings.yaml").read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise DataError(f"{folder} holds no run of training.train ({error})") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{folder / 'settings.yaml'} holds no settings")
+    facts = {"settings": settings, **{key: value for key, value in (starts(folder) or [{}])[-1].items() if key != "time"}}
+    answers = Answers.load(folder / TEST) if (folder / TEST).exists() else None
+    return Finished(folder.as_posix(), flat(facts), history_of(folder), answers)
 
 
-def rapidocr_reader() -> Reader:
-    from rapidocr_onnxruntime import RapidOCR  # noqa: PLC0415  only the environment of `make compare` has it
-
-    engine = RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1, print_verbose=False)
-
-    def answer(files: Sequence[bytes]) -> list[str]:
-        results = [engine(file, use_det=False, use_cls=False, use_rec=True)[0] for file in files]
-        return [first_character(str(result[0][0])) if result else "" for result in results]
-
-    return answer
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} -> {"a.b": "1"}."""
+    leaves: dict[str, str] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return leaves
 
 
-def compare(readers: dict[str, Reader], emnist_root: Path, pictures: int) -> str:
-    """A Markdown table: for each style, each reader's accuracy and milliseconds a picture."""
-    data = load_emnist(emnist_root, "balanced", "test")
-    chosen = np.sort(np.random.default_rng(SEED).permutation(len(data))[:pictures])
-    images = data.images.numpy()[chosen]
-    fold = make_fold(data.classes, DEFAULT_ALPHABET)
-    truth = [fold.characters[i] for i in fold.matrix.argmax(axis=1)[data.labels.numpy()[chosen]]]
-    lines = ["| style | n |" + "".join(f" {name} | ms |" for name in readers), "| --- | ---: |" + " ---: | ---: |" * len(readers)]
-    sums = dict.fromkeys(readers, 0.0)
-    for number, style in enumerate(STYLES):
-        rng = np.random.default_rng([SEED, number])
-        files = [encode(USERS[style](image, rng)) for image in images]
-        cells = ""
-        for name, reader in readers.items():
-            started = time.perf_counter()
-            answers = reader(files)
-            milliseconds = 1000 * (time.perf_counter() - started) / len(files)
-            accuracy = float(np.mean([a == t for a, t in zip(answers, truth, strict=True)]))
-            sums[name] += accuracy
-            cells += f" {100 * accuracy:.1f} % | {milliseconds:.1f} |"
-        lines.append(f"| {style} | {len(files)} |{cells}")
-        print(lines[-1], file=sys.stderr, flush=True)
-    lines.append("| **mean** | |" + "".join(f" **{100 * total / len(STYLES):.1f} %** | |" for total in sums.values()))
-    worst = math.sqrt(0.25 / len(images))
-    return "\n".join([*lines, "", f"Standard errors are {100 * worst:.1f} points at most."])
+def difference(first: Answers, other: Answers) -> tuple[str, float]:
+    """The test that fits two runs' answers, in words, and its two-sided p value: how often chance alone would do as much."""
+    if first.fingerprint == other.fingerprint:  # of classes, labels and images
+        only_first, only_other = int((first.right & ~other.right).sum()), int((other.right & ~first.right).sum())
+        p = float(binomtest(only_first, only_first + only_other).pvalue) if only_first + only_other else 1.0
+        return f"McNemar's exact test, {only_first} read right by the first alone, {only_other} by the other alone", p
+    (right_a, n_a), (right_b, n_b) = ((int(a.right.sum()), len(a.right)) for a in (first, other))
+    pooled = (right_a + right_b) / (n_a + n_b)
+    deviation = math.sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
+    z = abs(right_a / n_a - right_b / n_b) / deviation if deviation else 0.0
+    return "two-proportion z-test, for the test images or the classes differ", float(2 * norm.sf(z))
+
+
+def compare(runs: Sequence[Finished]) -> str:
+    """All in lines for a terminal."""
+    keys = dict.fromkeys(key for run in runs for key in run.facts)
+    differing = [key for key in keys if len({run.facts.get(key) for run in runs}) > 1]
+    rows = [[key, *(run.facts.get(key, MISSING) for run in runs)] for key in differing]
+    lines = [*_table([["what differs", *(run.name for run in runs)], *rows])] if rows else ["settings, versions and data are the same"]
+    lines += ["", *_table([["how they ended", *(run.name for run in runs)], *_endings(runs)])]
+    for run in runs[1:]:
+        lines += ["", _verdict(runs[0], run)]
+    return "\n".join(lines)
+
+
+def _verdict(first: Finished, other: Finished) -> str:
+    if first.test is None or other.test is None:
+        missing = " and ".join(run.name for run in (first, other) if run.test is None)
+        return f"{first.name} and {other.name}: no judgement, for {missing} kept no answers on the test part"
+    how, p = difference(first.test, other.test)
+    points = 100 * (other.test.right.mean() - first.test.right.mean())
+    judgement = "more than chance" if p < SIGNIFICANT else "chance may do as much"
+    return f"{other.name} less {first.name}: {points:+.2f} points of accuracy, p = {p:.3g}: {judgement} ({how})"
+
+
+def _endings(runs: Sequence[Finished]) -> list[list[str]]:
+    """One row a figure, one column a run; a figure that a run did not keep is MISSING."""
+    columns = []
+    for run in runs:
+        last = run.history[-1]
+        best = min(run.history, key=lambda line: line.get("validation_loss", math.inf))
+        column = {"steps": f"{last['step']:,}", "minutes": f"{last['seconds'] / 60:.1f}"}
+        column["images/s, median"] = f"{np.median([line['images_per_s'] for line in run.history]):,.0f}"
+        if "validation_loss" in best:
+            column["least validation loss"] = f"{best['validation_loss']:.4f}"
+            column["validation accuracy there"] = share(best["validation_accuracy"])
+        if run.test:
+            overall = run.test.overall()
+            column |= {"test images": f"{overall['n']:,}", "test accuracy, all classes": share(overall["accuracy"])}
+            column |= {"95 % interval (Wilson)": interval(overall)}
+            column |= {"F1, weighted": share(overall["f1_weighted"]), "F1, macro": share(overall["f1_macro"])}
+        columns.append(column)
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [[name, *(column.get(name, MISSING) for column in columns)] for name in names]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.compare", description="Compare the model with Tesseract and RapidOCR.")
-    parser.add_argument("--model", type=Path, default=Path("serving/models/emnist.pt"))
-    parser.add_argument("--emnist-root", type=Path, default=os.environ.get("EMNIST_ROOT"), help="folder that holds EMNIST/raw")
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="a style; default: %(default)s")
+    parser = argparse.ArgumentParser(prog="python -m training.compare", description="Compare runs of training.train.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folders of two runs or more")
+    parser.add_argument("--plot", type=Path, help="a PNG file for the runs' curves")
     arguments = parser.parse_args(argv)
-    if not arguments.emnist_root:
-        parser.error("give --emnist-root (or EMNIST_ROOT), the folder that holds EMNIST/raw")
-    if arguments.pictures < 1:
-        parser.error("--pictures must be 1 or more")
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    if len(arguments.runs) < 2:
+        parser.error("give two runs or more")
     try:
-        if shutil.which("tesseract") is None:
-            raise DataError("Tesseract is not installed: `apt-get install tesseract-ocr`")
-        readers = {"this project": our_reader(arguments.model), "Tesseract 5": tesseract_reader(), "RapidOCR": rapidocr_reader()}
-        print(compare(readers, Path(arguments.emnist_root), arguments.pictures))
-    except (DataError, ModelError, ImportError, OSError, subprocess.SubprocessError) as error:
+        runs = [load_run(folder) for folder in arguments.runs]
+        print(compare(runs))
+        if arguments.plot:
+            plots.save(plots.curves({run.name: run.history for run in runs}), arguments.plot)
+    except (DataError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
     return 0

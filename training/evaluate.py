@@ -1,6 +1,7 @@
-"""How well a model reads the test images, and these as users' pictures and under corruptions.
+"""How well a model reads the test images, and these as users' pictures and under corruptions; or a folder of labelled pictures.
 
 python -m training.evaluate MODEL.pt --emnist-root DIR [--split balanced] [--pictures 1000] [--sheets DIR]
+python -m training.evaluate MODEL.pt --folder DIR [--alphabet alnum] [--sheets DIR]
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from handlers.labels import ALPHABET_NAMES, DEFAULT_ALPHABET, UnknownAlphabet
 from handlers.recognizer import ModelError, Recognizer
+from training import plots
 from training.data import CLASSES, DataError, Images, load_emnist
+from training.labelled import score_folder
 from training.metrics import measure
 from training.robustness import markdown, measure_pictures, probabilities_of
 from training.sheets import contact_sheet, error_sheet
 
 PICTURES = 1000  # images a style
+RECALL_COLUMNS = 4
 
 
 def evaluate(recognizer: Recognizer, data: Images, pictures: int) -> dict[str, Any]:
@@ -39,8 +44,13 @@ def table(result: dict[str, Any]) -> str:
         accuracy, error = 100 * s["accuracy"], 100 * s["standard_error"]
         lines.append(f"{name:<10}{s['n']:>7}{accuracy:>10.2f}%{error:>8.2f}{100 * s['ece']:>7.2f}%")
     pairs = ", ".join(f"{true}->{said} {n}" for true, said, n in result["confusions"])
-    recall = " ".join(f"{c} {100 * r:.0f}" for c, r in sorted(result["recall"].items(), key=lambda item: item[1]))
-    lines += [f"worst pairs (true->said): {pairs}", f"recall, %, lowest first: {recall}"]
+    lines += [f"worst pairs (true->said): {pairs}", "recall, %, lowest first, with Wilson's 95 % interval and n:"]
+    recalls = [
+        f"{c} {100 * r:5.1f} ({100 * low:5.1f} to {100 * high:5.1f}) {n:>5}"
+        for c, r in sorted(result["recall"].items(), key=lambda item: item[1])
+        for low, high, n in [result["recall_interval"][c]]
+    ]
+    lines += ["   ".join(recalls[start : start + RECALL_COLUMNS]) for start in range(0, len(recalls), RECALL_COLUMNS)]
     return "\n".join([*lines, *(["", markdown(result["pictures"])] if "pictures" in result else [])])
 
 
@@ -52,21 +62,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, help="images in every style of users' pictures and corruptions; default: %(default)s"
     )
-    parser.add_argument("--sheets", type=Path, help="folder for contact-sheet.png, what the network is given in every style, and errors.png")
+    parser.add_argument("--folder", type=Path, help="score these pictures instead, named 7_x.png or in folders named after characters")
+    parser.add_argument("--alphabet", choices=ALPHABET_NAMES, default=DEFAULT_ALPHABET, help="of --folder; default: %(default)s")
+    parser.add_argument(
+        "--sheets",
+        type=Path,
+        help="folder for contact-sheet.png, what the network is given in every style, and errors.png; of --folder: accuracy.png",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments.emnist_root is None:
-        parser.error("give --emnist-root (or EMNIST_ROOT), the folder that holds EMNIST/raw")
+    if arguments.emnist_root is None and arguments.folder is None:
+        parser.error("give --emnist-root (or EMNIST_ROOT), the folder that holds EMNIST/raw, or --folder")
     if arguments.pictures < 0:
         parser.error("--pictures must be 0 (none) or more")
     try:
+        if arguments.sheets:
+            arguments.sheets.mkdir(parents=True, exist_ok=True)
+        if arguments.folder:
+            score = score_folder(Recognizer(arguments.model), arguments.folder, arguments.alphabet)
+            print(json.dumps(score.to_dict()) if arguments.json else score.table())
+            if arguments.sheets:
+                plots.save(plots.accuracy_bars(score.intervals(), f"Accuracy, {score.fraction()}"), arguments.sheets / "accuracy.png")
+            return 0
         recognizer, data = Recognizer(arguments.model), load_emnist(Path(arguments.emnist_root), arguments.split, "test")
         result = evaluate(recognizer, data, arguments.pictures)
         if arguments.sheets:
             contact_sheet(recognizer, data, arguments.sheets / "contact-sheet.png")
             error_sheet(recognizer, data, arguments.sheets / "errors.png")
-    except (DataError, ModelError, OSError) as error:
+    except (DataError, ModelError, UnknownAlphabet, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     print(json.dumps(result) if arguments.json else table(result))

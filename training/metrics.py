@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import binomtest
 
 from handlers.labels import ALPHABET_NAMES, UnknownAlphabet, make_fold
 
@@ -20,8 +21,9 @@ COVERAGE_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # of confidence, f
 def measure(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
     """Compare class probabilities (N, C) with labels (N,), class indices.
 
-    Returns {"alphabets": {name: {n, accuracy, standard_error, ece, nll}}, "recall": {class: share}, "confusions":
-    [[true, said, count], ...]}. An alphabet is measured on the images whose folded label it holds.
+    Returns {"alphabets": {name: {n, accuracy, standard_error, ece, nll}}, "recall": {class: share}, "recall_interval":
+    {class: [low, high, n]}, "confusions": [[true, said, count], ...]}. The interval is Wilson's, of 95 %. An alphabet is
+    measured on the images whose folded label it holds.
     """
     alphabets = {}
     for name in ALPHABET_NAMES:
@@ -34,10 +36,24 @@ def measure(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int6
             truth = fold.matrix.argmax(axis=1)[labels[belongs]]
             alphabets[name] = _score(fold(probabilities[belongs]), truth)
     said = probabilities.argmax(axis=1)
-    recall = {classes[c]: round(float((said[labels == c] == c).mean()), 4) for c in np.unique(labels)}
+    present = {c: said[labels == c] == c for c in np.unique(labels)}
+    recall = {classes[c]: round(float(right.mean()), 4) for c, right in present.items()}
+    intervals = {classes[c]: [*(round(end, 4) for end in wilson(int(right.sum()), len(right))), len(right)] for c, right in present.items()}
+    return {"alphabets": alphabets, "recall": recall, "recall_interval": intervals, "confusions": worst_pairs(said, labels, classes)}
+
+
+def worst_pairs(said: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], classes: Sequence[str]) -> list[list[Any]]:
+    """[true, said, count] of the WORST_PAIRS most frequent errors, from answers (N,) and labels (N,), class indices."""
     wrong = Counter((int(t), int(s)) for t, s in zip(labels, said, strict=True) if t != s)
-    confusions = [[classes[t], classes[s], n] for (t, s), n in wrong.most_common(WORST_PAIRS)]
-    return {"alphabets": alphabets, "recall": recall, "confusions": confusions}
+    return [[classes[t], classes[s], n] for (t, s), n in wrong.most_common(WORST_PAIRS)]
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The ends of Wilson's 95 % confidence interval of a share, `right` of `n` (Wilson 1927); 0 to 1 where n is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    interval = binomtest(right, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _score(probabilities: npt.NDArray[np.floating], truth: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -129,15 +129,20 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def multiply_adds(module: nn.Module, output: Tensor) -> int:
+    """Multiply-adds of a convolution or a linear layer for one image of its `output` (B, ...); 0 for other layers."""
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return 0
+    return output[0].numel() * module.weight[0].numel()  # each output value is one product with one filter
+
+
 def count_multiply_adds(model: nn.Module, size: int) -> int:
     """Multiply-adds of convolutions and linear layers for one image of `size` x `size` pixels."""
     total = 0
 
     def add(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        total += output[0].numel() * weight[0].numel()  # each output value is one product with one filter
+        total += multiply_adds(module, output)
 
     hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     was_training = model.training

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handlers.recognizer import ModelError, Recognizer
-from training import card
+from training import card, reports
+from training.answers import Answers
 from training.checkpoint import State, load_checkpoint, save_checkpoint
 from training.data import Splits
 from training.degrade.pool import degraded
@@ -152,6 +153,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return min(TEMPERATURES, key=lambda t: float(F.cross_entropy(logits / t, labels)))
 
 
+def answers_of(run: Run, logits: Tensor) -> Answers:
+    """The validation part's answers, as they would be exported, from logits (N, C)."""
+    validation = run.splits.validation
+    probabilities = torch.softmax(logits / fit_temperature(logits, validation.labels), 1).numpy()
+    return Answers(probabilities, validation.labels.numpy(), validation.classes, validation.fingerprint())
+
+
 def checkpoint_of(run: Run, state: State, logits: Tensor) -> dict[str, Any]:
     """The checkpoint at this step; `logits` (N, C) are the averaged model's on the validation part."""
     validation = run.splits.validation
@@ -184,6 +192,8 @@ def record(run: Run, state: State, logits: Sequence[Tensor], loss: float, images
     line = {"step": state.step, "loss": loss, "validation_loss": validation_loss, "validation_accuracy": accuracies[0]}
     if len(logits) > 1:
         line["degraded_accuracy"] = accuracies[1]
+    f1 = answers_of(run, logits[0]).f1()
+    line |= {"validation_f1_weighted": f1["weighted"], "validation_f1_macro": f1["macro"], "lr": state.optimizer.param_groups[0]["lr"]}
     state.history.append(line | {"images_per_s": images_per_s, "seconds": state.seconds})
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in state.history))
     read = ", ".join(f"{100 * accuracy:.2f} %" for accuracy in accuracies)
@@ -204,4 +214,8 @@ def finish(run: Run) -> None:
     recognizer = Recognizer(exported)
     contact_sheet(recognizer, run.splits.test, run.folder / "contact-sheet.png")
     error_sheet(recognizer, run.splits.test, run.folder / "errors.png")
+    test = run.splits.test
+    answers = Answers(probabilities_of(recognizer, test.images.numpy()), test.labels.numpy(), test.classes, test.fingerprint())
+    answers.save(run.folder / reports.TEST)
+    reports.write(run.folder)
     print(table(checkpoint["metrics"]["test"]))

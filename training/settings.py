@@ -136,6 +136,15 @@ class AugmentSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ReportSettings:
+    """What a run writes for TensorBoard while it goes on; 0 is never. The report at the end is always written."""
+
+    scalars: Annotated[int, Field(ge=0)] = 50  # steps between two notes of loss, accuracy, learning rate and throughput
+    figures: Annotated[int, Field(ge=0)] = 10  # epochs between two sets of samples, confusion matrix, bars and ROC curves, which take seconds
+    graph: bool = True  # the network's graph, once
+
+
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     data: DataSettings = dataclasses.field(default_factory=DataSettings)
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
@@ -143,6 +152,7 @@ class Settings:
     schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
     distill: DistillSettings = dataclasses.field(default_factory=DistillSettings)
     augment: AugmentSettings = dataclasses.field(default_factory=AugmentSettings)
+    report: ReportSettings = dataclasses.field(default_factory=ReportSettings)
     start: str = ""  # a checkpoint whose averaged weights are the first ones, to fine-tune; empty: random weights
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the processor multiplies in it

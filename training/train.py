@@ -28,6 +28,8 @@ from training.augment import augment
 from training.checkpoint import CheckpointError, State, load_checkpoint, new_state, save_checkpoint
 from training.data import DataError, cache_folder, download, epoch_order, load_splits
 from training.export import ExportError
+from training.provenance import record_start
+from training.reporter import Reporter
 from training.run import DEVICES, Run, checkpoint_of, choose_device, finish, log_start, logits_of, record
 from training.schedules import learning_rate, stops
 from training.settings import ScheduleSettings, Settings, SettingsError, from_dict, load_recipe
@@ -64,7 +66,7 @@ def train(run: Run, resume: bool = False) -> None:
     first, started = state.step, time.perf_counter()
     total, done = run.steps * schedule.batch_size, state.step * schedule.batch_size
     bar = tqdm(total=total, initial=done, unit="img", unit_scale=True, smoothing=0.02, mininterval=1.0)
-    with bar, catch_interrupt() as interrupted, logging_redirect_tqdm():
+    with bar, contextlib.closing(Reporter(run, state)) as reporter, catch_interrupt() as interrupted, logging_redirect_tqdm():
         while state.step < run.steps and not stops(schedule, state.losses):
             epoch, within = divmod(state.step, run.steps_per_epoch)
             if epoch != order_epoch:
@@ -77,6 +79,7 @@ def train(run: Run, resume: bool = False) -> None:
             batch = augment(batch, settings.augment, augment_strength(schedule, state.step, run.steps))
             state.set_rate(learning_rate(schedule, settings.optimizer.lr, state.step, run.steps, state.losses))
             loss, logits = train_step(run, state, forward, batch, targets[index].float())
+            reporter.step(state, batch, labels[index], loss, logits)
             bar.update(len(batch))
             if state.step % REPORT_STEPS == 0 or state.step == run.steps:
                 accuracy = float((logits.argmax(1) == labels[index]).float().mean())
@@ -88,6 +91,7 @@ def train(run: Run, resume: bool = False) -> None:
                 checks = [logits_of(state.average.module, part, run.device) for part in validation]
                 if at_end_of_epoch:
                     record(run, state, checks, float(loss), (state.step - first) * schedule.batch_size / seconds)
+                    reporter.epoch(state, checks[0])
                 save_checkpoint(checkpoint_of(run, state, checks[0]), run.folder / "last.pt")
                 if interrupted():
                     raise Interrupted(f"stopped after step {state.step} of {run.steps}; --resume goes on from there")
@@ -182,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False))
         run = Run(settings, splits, folder, device)
+        record_start(folder, run.describe_device(), run.describe_data())
         train(run, arguments.resume)
         finish(run)
     except Interrupted as interruption:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from handlers.labels import BY_MERGE
-from training import card, compare, evaluate
+from training import card, evaluate, readers
 from training.evaluate import table
 from training.metrics import calibration_error, coverage, measure
 
@@ -85,22 +85,33 @@ def test_coverage_counts_what_a_threshold_leaves():
 
 @pytest.mark.parametrize(("text", "expected"), [("q\n", "Q"), (" |7.", "7"), ("", ""), ("--", ""), ("é3", "3")])
 def test_the_first_character_of_an_answer_counts(text, expected):
-    assert compare.first_character(text) == expected
+    assert readers.first_character(text) == expected
 
 
 def test_this_project_is_one_of_the_readers_compared(model_path, emnist_root, monkeypatch):
-    monkeypatch.setattr(compare, "STYLES", ("enlarged",))
-    table = compare.compare({"ours": compare.our_reader(model_path), "mute": lambda files: [""] * len(files)}, emnist_root, 30)
+    monkeypatch.setattr(readers, "STYLES", ("enlarged",))
+    table = readers.compare({"ours": readers.our_reader(model_path), "mute": lambda files: [""] * len(files)}, emnist_root, 30)
     row = next(line for line in table.splitlines() if line.startswith("| enlarged | 30 |"))
     ours, mute = (float(cell.strip(" %")) for cell in row.split("|")[3:6:2])
     assert ours >= 75
     assert mute == 0
 
 
-@pytest.mark.parametrize(("program", "count"), [(evaluate, "-1"), (compare, "0")])
+@pytest.mark.parametrize(("program", "count"), [(evaluate, "-1"), (readers, "0")])
 def test_a_number_of_pictures_that_cannot_be_is_refused(program, count, model_path, emnist_root, capsys):
     model = [str(model_path)] if program is evaluate else ["--model", str(model_path)]
     with pytest.raises(SystemExit) as caught:
         program.main([*model, "--emnist-root", str(emnist_root), "--pictures", count])
     assert caught.value.code == 2
     assert "--pictures must be" in capsys.readouterr().err
+
+
+def test_recall_comes_with_its_interval_and_n(emnist, recognizer):
+    result = evaluate.evaluate(recognizer, emnist, 0)
+    assert result["recall_interval"].keys() == result["recall"].keys() == set(emnist.classes)
+    assert {n for _, _, n in result["recall_interval"].values()} == {6}
+    assert all(low <= result["recall"][name] <= high for name, (low, high, _) in result["recall_interval"].items())
+    assert result["recall_interval"]["A"][:2] == pytest.approx([0.6097, 1.0], abs=1e-4) or result["recall"]["A"] < 1
+    lowest = min(result["recall"], key=result["recall"].get)
+    after = table(result).split("n:\n")[1]
+    assert after.startswith(f"{lowest} {100 * result['recall'][lowest]:5.1f} (")

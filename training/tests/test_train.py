@@ -23,6 +23,7 @@ TINY = {
     "data": {"train_split": "balanced", "validation_fraction": 0.1, "degraded_copies": 1, "test_pictures": 2},
     "model": {"stem": 8, "widths": [8, 16, 16], "dropout": 0.2},
     "schedule": {"epochs": 2, "batch_size": 64},
+    "report": {"scalars": 0, "figures": 0},
     "compile": "never",
     "precision": "float32",
 }
@@ -100,6 +101,12 @@ def test_the_command_trains_evaluates_and_exports(tmp_path, emnist_root):
         "README.md",
         "contact-sheet.png",
         "errors.png",
+        "run.json",
+        "validation.npz",
+        "test.npz",
+        "tensorboard",
+        "report",
+        "report.html",
     }
     assert "0 removed: again in validation or test" in done.stderr
     assert "alnum" in done.stdout
