@@ -95,6 +95,7 @@ class Server:
             "MANAGEMENT_PORT": str(management),
             "MODEL_METRICS_PORT": str(model_metrics),
             "ADMIN_SOCKET": str(self.admin_socket),
+            "EDGE_NAME": folder.name,
             "HARD_STOP": f"{HARD_STOP_S}s",
             "MODEL": self.model,
             "MODEL_VERSION": model_version(mar),

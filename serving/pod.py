@@ -47,6 +47,7 @@ def edge(mar: Path) -> int:
     drain_seconds()  # a value that is none is refused now, not when the pod ends
     os.environ["MODEL"] = mar.stem
     os.environ["MODEL_VERSION"] = model_version(mar)
+    os.environ["EDGE_NAME"] = socket.gethostname()
     peers = peers_address(os.environ.get("PEER_SERVICE", ""), RESOLV_CONF)
     if peers:
         os.environ["PEERS"] = peers

@@ -114,6 +114,11 @@ def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(m
         assert again.status_code == 503, "what a peer has handed on is not handed on again"
 
 
+def test_a_pod_is_not_its_own_peer(server):
+    for name, status in (("another", 200), (server.admin_socket.parent.name, 503)):
+        assert requests.get(f"{server.url}/v2/health/ready", headers={"X-Edge-Name": name}, timeout=TIMEOUT_S).status_code == status
+
+
 def test_a_worker_that_dies_leaves_the_others_serving(mar, root):
     picture = (root / "serving" / "samples" / "3_clean.png").read_bytes()
     with running(mar) as server:
