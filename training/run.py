@@ -123,6 +123,7 @@ class Run:
     def describe_data(self) -> dict[str, Any]:
         parts = {"train": self.splits.train, "validation": self.splits.validation, "test": self.splits.test}
         return {
+            "source": self.settings.data.source,
             "train_split": self.settings.data.train_split,
             "test_split": self.settings.data.test_split,
             "removed": self.splits.removed,

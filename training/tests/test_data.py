@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import DataError, Images, download, epoch_order, load_emnist, load_splits, read_idx, validation_mask, without
+from training.data import DataError, Images, download, epoch_order, load_emnist, load_splits, read_idx, sample_of_each_class, without
 from training.settings import DataSettings
 
 
@@ -116,10 +116,10 @@ def test_without_compares_images_alone(emnist):
 
 def test_the_validation_part_is_seeded_and_of_every_class():
     labels = torch.arange(5).repeat_interleave(torch.tensor([3, 40, 100, 400, 4000]))
-    mask = validation_mask(labels, fraction=0.1, limit=50, seed=1)
+    mask = sample_of_each_class(labels, fraction=0.1, limit=50, seed=1)
     assert labels[mask].bincount().tolist() == [1, 4, 10, 40, 50]
-    assert torch.equal(mask, validation_mask(labels, 0.1, 50, seed=1))
-    assert not torch.equal(mask, validation_mask(labels, 0.1, 50, seed=2))
+    assert torch.equal(mask, sample_of_each_class(labels, 0.1, 50, seed=1))
+    assert not torch.equal(mask, sample_of_each_class(labels, 0.1, 50, seed=2))
 
 
 @pytest.mark.parametrize(("balance", "shares"), [(0.0, [0.1, 0.3, 0.6]), (1.0, [1 / 3, 1 / 3, 1 / 3])])

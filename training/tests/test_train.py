@@ -93,6 +93,7 @@ def test_the_command_trains_evaluates_and_exports(tmp_path, emnist_root):
     folder = tmp_path / "runs" / "tiny"
     assert {p.name for p in folder.iterdir()} == {
         "settings.yaml",
+        "data.json",
         "metrics.jsonl",
         "last.pt",
         "best.pt",
