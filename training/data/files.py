@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import logging
 import math
+import warnings
 import zlib
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +46,13 @@ def load_csv(root: Path, split: str, part: str) -> Images:
     """Read `root`/emnist-SPLIT-PART.csv, as Kaggle offers EMNIST: rows of a label and 784 grey levels, columns first; a header may precede."""
     path = root / f"emnist-{split}-{part}.csv"
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            header = not file.readline().partition(",")[0].strip().strip('"').isdigit()
-        rows = np.loadtxt(path, np.uint8, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file, warnings.catch_warnings(action="error"):  # loadtxt warns of a file without rows
+            first = file.readline()
+            header = not first.partition(",")[0].strip().isdigit()
+            rows = np.loadtxt(file if header else chain([first], file), np.uint8, delimiter=",", ndmin=2)
     except FileNotFoundError as error:
         raise DataError(f"no {path}; data.path or EMNIST_ROOT must be the folder that holds Kaggle's CSV files of EMNIST") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserWarning) as error:
         raise DataError(f"cannot read {path}: {error}; fetch it again") from error
     if rows.shape[1] != 1 + SIZE * SIZE:
         raise DataError(f"{path} has {rows.shape[1]} columns; a label and {SIZE * SIZE} grey levels make {1 + SIZE * SIZE}")

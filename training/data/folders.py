@@ -7,7 +7,7 @@ J, and hsf_0 to hsf_7 are the partitions, each of writers of its own. NIST gives
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from training.data.images import DataError
 SD19_TEST = "hsf_4"
 UNKNOWN_CLASS = "unknown_class"
 HEXADECIMAL = 16
+CHARACTERS = frozenset(BY_CLASS)  # what the alphabets of handlers.labels are made of
 
 
 class Found(NamedTuple):
@@ -47,23 +48,25 @@ class Listing(NamedTuple):
 
 def list_sd19(folder: Path) -> Listing:
     """The pictures of `folder`, a by_class. Where a class has partitions, its train_4a is passed over; pictures beside all of them have no part."""
-    places = [(name, *name.split("/")[:-1]) for name in pictures_below(folder)]
-    divided = {code for _, code, *rest in places if rest and is_partition(rest[0]) and rest[0] != SD19_TEST}
+    names = list(pictures_below(folder))
+    divided = {code for code, partition in map(class_and_partition, names) if partition.startswith("hsf_") and partition != SD19_TEST}
     found, refused, repeated = [], [], 0
-    for name, *parents in places:
-        label = label_of_code(parents[0]) if parents else ""
-        partition = parents[1] if len(parents) > 1 else ""
+    for name in names:
+        code, partition = class_and_partition(name)
+        label = label_of_code(code)
         if not label:
             refused.append(Refusal(name, UNKNOWN_CLASS))
-        elif partition.startswith("train_") and parents[0] in divided:
+        elif partition.startswith("train_") and code in divided:
             repeated += 1
         else:
             found.append(Found(name, label, "test" if partition == SD19_TEST else "train" if partition else ""))
     return Listing(found, refused, repeated)
 
 
-def is_partition(name: str) -> bool:
-    return name.startswith("hsf_")
+def class_and_partition(name: str) -> tuple[str, str]:
+    """The first two folders of a path; "" for one that is missing."""
+    first, second, *_ = [*name.split("/")[:-1], "", ""]
+    return first, second
 
 
 def label_of_code(name: str) -> str:
@@ -72,7 +75,7 @@ def label_of_code(name: str) -> str:
         character = chr(int(name, HEXADECIMAL))
     except (ValueError, OverflowError):
         return ""
-    return character if character in BY_CLASS and len(name) == 2 else ""
+    return character if character in CHARACTERS and len(name) == 2 else ""
 
 
 def list_folders(folder: Path) -> Listing:
@@ -97,7 +100,7 @@ def list_labelled(folder: Path, label_of: Callable[[str], str]) -> Listing:
     for part in parts or [""]:
         for name in pictures_below(folder / part):
             path, label = f"{part}/{name}" if part else name, label_of(name)
-            if len(label) == 1 and label.isprintable() and not label.isspace():
+            if label in CHARACTERS:
                 found.append(Found(path, label, part))
             else:
                 refused.append(Refusal(path, UNKNOWN_CLASS))
@@ -122,8 +125,3 @@ def pictures_below(folder: Path) -> Iterator[str]:
         for name in sorted(names):
             if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield name if below == "." else f"{below}/{name}"
-
-
-def in_order(labels: Sequence[str]) -> tuple[str, ...]:
-    """Each label once: digits, capitals and small letters in EMNIST's order, then what else there is."""
-    return tuple(sorted(set(labels), key=lambda label: ((BY_CLASS + label).index(label), label)))

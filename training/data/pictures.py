@@ -72,7 +72,7 @@ def _decode_all(folder: Path, names: Sequence[str], size: int) -> Chunk:
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as workers:
         tasks = workers.map(_decode_chunk, repeat(folder), chunks, repeat(size))
-        decoded = list(tqdm(tasks, total=len(chunks), unit="thousand", mininterval=5))
+        decoded = list(tqdm(tasks, total=len(chunks), unit="chunk", mininterval=5))
     images, codes, digests = map(np.concatenate, zip(*decoded, strict=True))
     return images, codes, digests
 

@@ -46,8 +46,9 @@ def lines(report: dict[str, Any]) -> list[str]:
     """The same for a terminal, without the counts by class."""
     held_out = ", ".join(f"{part}: {how}" for part, how in report["held_out"].items())
     return [
-        f"{report['source']}: {', '.join(f'{count:,} {part}' for part, count in report['images'].items())} images of {report['classes']}; {held_out}",
-        *(f"left out: {count:,} {reason}" for reason, count in report["left_out"].items() if count),
+        f"{report['source']}: {', '.join(f'{count:,} {part}' for part, count in report['images'].items())} images of {report['classes']}",
+        f"held out: {held_out}; {report['removed']:,} removed: again in validation or test",
+        *(f"left out: {count:,} {reason}" for reason, count in report["left_out"].items()),
         *(f"refused: {refused['count']:,} {code}, such as {', '.join(refused['first'][:SHOWN])}" for code, refused in report["refused"].items()),
     ]
 

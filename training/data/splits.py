@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from handlers.framing import SIZE
-from handlers.labels import DIGITS, LOWER, UPPER
+from handlers.labels import BY_CLASS, DIGITS, LOWER, UPPER
 from training.data.cache import cache_folder
 from training.data.files import download, load_csv, load_emnist, load_mnist
-from training.data.folders import Listing, Refusal, in_order, list_folders, list_names, list_sd19
+from training.data.folders import Listing, Refusal, list_folders, list_names, list_sd19
 from training.data.images import DataError, Images, sample_of_each_class, sample_of_writers, without
 from training.data.pictures import decode
 from training.settings import DataSettings
@@ -26,6 +26,7 @@ CLASS_SETS = {"digits": DIGITS, "cap_letters": UPPER, "low_letters": LOWER}  # N
 LISTS: dict[str, Callable[[Path], Listing]] = {"sd19": list_sd19, "folders": list_folders, "names": list_names}
 DOWNLOADS = {"emnist": ("EMNIST", "EMNIST/raw/emnist-*-images-idx3-ubyte*"), "mnist": ("MNIST", "MNIST/raw/train-images-idx3-ubyte*")}
 NOT_ASKED_FOR, OVER_LIMIT, REPEATED = "not in data.classes", "over data.limit", "in train_*, which repeats the partitions"
+SPARE = "of the writers of the validation part, over data.validation_limit"
 OWN, BY_WRITER, BY_IMAGE = "the source's own", "whole writers", "a share of each class"
 
 
@@ -55,7 +56,7 @@ class Splits:
     apart: dict[str, str] = field(default_factory=dict)
 
 
-def find_data(settings: DataSettings, given: str | None, fetch: bool = False) -> Path:
+def find_data(settings: DataSettings, given: str | Path | None, fetch: bool = False) -> Path:
     """The folder to read: data.path, or else `given`, or else the cache folder, into which EMNIST or MNIST is downloaded.
 
     `fetch`: download into `given`, too, if the files are not there. Raises DataError where there is nothing to go by.
@@ -77,11 +78,11 @@ def load_splits(settings: DataSettings, root: Path, size: int = SIZE) -> Splits:
 
     Pictures of folders are prepared at `size` pixels a side; those of EMNIST, MNIST and CSV stay as they are, 28.
     """
-    folder = Path(settings.path).expanduser() if settings.path else root
+    folder = find_data(settings, root)
     wanted = wanted_classes(settings.classes)
     source = read_pictures(settings, folder, wanted, size) if settings.source in LISTS else read_files(settings, folder, wanted)
     everything, test, seed = source.train, source.test, settings.validation_seed
-    apart = {"test": OWN}
+    apart, left_out = {"test": OWN}, source.left_out
     if test is None:
         held_out, apart["test"] = hold_out(everything, settings.test_fraction, len(everything), seed)
         test, everything = everything.take(held_out), everything.take(~held_out)
@@ -89,14 +90,15 @@ def load_splits(settings: DataSettings, root: Path, size: int = SIZE) -> Splits:
     held_out, apart["validation"] = hold_out(known, settings.validation_fraction, settings.validation_limit, seed)
     validation, rest = known.take(held_out), known.take(~held_out)
     if apart["validation"] == BY_WRITER:
-        validation = validation.take(sample_of_each_class(validation.labels, 1.0, settings.validation_limit, seed))
+        kept = sample_of_each_class(validation.labels, 1.0, settings.validation_limit, seed)
+        validation, left_out = validation.take(kept), left_out | {SPARE: int((~kept).sum())}
     train = without(rest, validation)
     missing = sorted(set(range(len(test.classes))) - set(train.labels.tolist()))
     if missing:
         names = " ".join(test.classes[label] for label in missing)
         raise DataError(f"no image is left to train on of {names}; add some, or name the other classes in data.classes")
     removed = len(everything) - len(known) + len(rest) - len(train)
-    return Splits(train, validation, test, removed, source.refused, source.left_out, apart)
+    return Splits(train, validation, test, removed, source.refused, {reason: count for reason, count in left_out.items() if count}, apart)
 
 
 def wanted_classes(text: str) -> tuple[str, ...]:
@@ -122,13 +124,13 @@ def read_files(settings: DataSettings, folder: Path, wanted: tuple[str, ...]) ->
     else:
         load = load_csv if settings.source == "kaggle-csv" else load_emnist
         train, test = load(folder, settings.train_split, "train"), load(folder, settings.test_split, "test")
+    if train.classes != test.classes:
+        raise DataError(f"data.train_split '{settings.train_split}' and data.test_split '{settings.test_split}' differ in classes")
     left_out: dict[str, int] = {}
     if wanted:
         asked_for = train.of_classes(wanted), test.of_classes(wanted)
         left_out[NOT_ASKED_FOR] = sum(map(len, (train, test))) - sum(map(len, asked_for))
         train, test = asked_for
-    if train.classes != test.classes:
-        raise DataError(f"data.train_split '{settings.train_split}' and data.test_split '{settings.test_split}' differ in classes")
     if settings.limit:
         limited = [part.take(sample_of_each_class(part.labels, 1.0, settings.limit, settings.validation_seed)) for part in (train, test)]
         left_out[OVER_LIMIT] = sum(map(len, (train, test))) - sum(map(len, limited))
@@ -144,7 +146,7 @@ def read_pictures(settings: DataSettings, folder: Path, wanted: tuple[str, ...],
     listing = LISTS[settings.source](folder)
     if not listing.found:
         raise DataError(f"{folder} holds no picture with a class that data.source '{settings.source}' could tell ({len(listing.refused)} without)")
-    classes = wanted or in_order([found.label for found in listing.found])
+    classes = wanted or tuple(sorted({found.label for found in listing.found}, key=BY_CLASS.index))
     chosen = [found for found in listing.found if found.label in classes]
     left_out = {NOT_ASKED_FOR: len(listing.found) - len(chosen), OVER_LIMIT: 0, REPEATED: listing.repeated}
     absent = [c for c in classes if c not in {found.label for found in chosen}]
@@ -166,5 +168,4 @@ def read_pictures(settings: DataSettings, folder: Path, wanted: tuple[str, ...],
     good = torch.from_numpy(decoded.codes == "")
     has_test = bool((good & is_test).any())
     test = data.take(good & is_test) if has_test else None
-    reasons = {reason: count for reason, count in left_out.items() if count}
-    return Source(data.take(good & ~is_test), test, (*listing.refused, *refused), reasons)
+    return Source(data.take(good & ~is_test), test, (*listing.refused, *refused), left_out)
