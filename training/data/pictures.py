@@ -31,11 +31,11 @@ Chunk: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.str_], npt.NDArra
 
 
 class Decoded(NamedTuple):
-    """N files: images uint8 (N, S, S), black where refused; codes (N,), "" for a good one; writers (N,), "" where not known."""
+    """N files: images uint8 (N, S, S), black where refused; codes (N,), "" for a good one; writers (N,), numbers, -1 where not known."""
 
     images: npt.NDArray[np.uint8]
     codes: npt.NDArray[np.str_]
-    writers: npt.NDArray[np.str_]
+    writers: npt.NDArray[np.int64]
 
 
 def decode(folder: Path, names: Sequence[str], size: int, by_write: Path | None = None) -> Decoded:
@@ -50,7 +50,9 @@ def decode(folder: Path, names: Sequence[str], size: int, by_write: Path | None 
     log.info("preparing %d pictures of %s for %s, once", len(names), folder, path)
     images, codes, digests = _decode_all(folder, names, size)
     known = writers_by_digest(by_write) if by_write else {}
-    made = Decoded(images, codes, np.array([known.get(digest, "") for digest in digests], np.str_))
+    numbers = {writer: number for number, writer in enumerate(sorted(set(known.values())))}
+    writers = [numbers[known[digest]] if digest in known else -1 for digest in digests.tolist()]
+    made = Decoded(images, codes, np.array(writers, np.int64))
     if UNREADABLE not in codes:  # that may be better the next time
         write_whole(path, lambda file: np.savez(file, **made._asdict()))
     return made

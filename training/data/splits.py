@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,7 +148,7 @@ def read_pictures(settings: DataSettings, folder: Path, wanted: tuple[str, ...],
     classes = wanted or tuple(sorted({found.label for found in listing.found}, key=BY_CLASS.index))
     chosen = [found for found in listing.found if found.label in classes]
     left_out = {NOT_ASKED_FOR: len(listing.found) - len(chosen), OVER_LIMIT: 0, REPEATED: listing.repeated}
-    absent = [c for c in classes if c not in {found.label for found in chosen}]
+    absent = sorted(set(classes) - {found.label for found in chosen}, key=classes.index)
     if absent:
         raise DataError(f"data.classes: {folder} holds no picture of {' '.join(absent)}")
     labels = torch.tensor([classes.index(found.label) for found in chosen])
@@ -161,11 +160,8 @@ def read_pictures(settings: DataSettings, folder: Path, wanted: tuple[str, ...],
     names = [found.name for found in chosen]
     decoded = decode(folder, names, size, by_write if settings.source == "sd19" and by_write.is_dir() else None)
     refused = [Refusal(name, str(code)) for name, code in zip(names, decoded.codes, strict=True) if code]
-    writers = torch.from_numpy(np.unique(decoded.writers, return_inverse=True)[1]) if decoded.writers.any() else None
-    if writers is not None:
-        writers[torch.from_numpy(decoded.writers == "")] = -1
+    writers = torch.from_numpy(decoded.writers) if (decoded.writers >= 0).any() else None
     data = Images(torch.from_numpy(decoded.images), labels, classes, writers)
     good = torch.from_numpy(decoded.codes == "")
-    has_test = bool((good & is_test).any())
-    test = data.take(good & is_test) if has_test else None
+    test = data.take(good & is_test) if (good & is_test).any() else None
     return Source(data.take(good & ~is_test), test, (*listing.refused, *refused), left_out)

@@ -248,6 +248,13 @@ def test_wrong_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert message in line
 
 
+def test_a_folder_of_blank_pictures_is_one_line(tmp_path, capsys):
+    for c in "AB":
+        write(tmp_path / "mine" / c / "1.png", png(np.full((40, 40), 200, np.uint8)))
+    assert main([str(tmp_path / "mine"), "--set", "data.source=folders"]) == 1
+    assert "no image is left to train on of A B;" in capsys.readouterr().err
+
+
 def test_a_class_without_training_images_is_named(folders):
     for path in sorted((folders / "b").iterdir())[1:]:
         path.unlink()
