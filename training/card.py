@@ -56,7 +56,6 @@ def card(recognizer: Recognizer) -> str:
             "## Data",
             "",
             *_source(data),
-            f"{data['removed']} images that were again in validation or test were removed from training, by hash.",
             "",
             "| part | images | fingerprint |",
             "| --- | ---: | --- |",
@@ -82,12 +81,13 @@ def card(recognizer: Recognizer) -> str:
 
 def _source(data: dict[str, Any]) -> list[str]:
     source = data.get("source", "emnist")  # models of earlier days name none
+    removed = f"{data['removed']} images that were again in validation or test were removed from training, by hash."
     if source in {"emnist", "kaggle-csv"}:
         return [
             f"EMNIST `{data['train_split']}` for training, with a seeded validation part held out of it; EMNIST `{data['test_split']}`",
-            "for the test.",
+            f"for the test. {removed}",
         ]
-    return [f"Pictures in the form `{source}`, with a seeded validation part held out of those to train on."]
+    return [f"Pictures in the form `{source}`, with a seeded validation part held out of those to train on.", removed]
 
 
 def _figures(part: str, meta: dict[str, Any]) -> list[str]:
