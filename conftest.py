@@ -10,9 +10,9 @@ import torch
 
 from handlers.recognizer import Recognizer
 from training.checkpoint import new_state
-from training.data import Images, load_emnist
+from training.data import CLASSES, Images, load_emnist
 from training.export import export
-from training.settings import from_dict
+from training.settings import Settings, from_dict, load_recipe
 
 ROOT = Path(__file__).resolve().parent
 FIXTURES = ROOT / "training" / "tests" / "fixtures"  # 12 training and 6 test images of each EMNIST Balanced class
@@ -44,9 +44,9 @@ def recognizer() -> Recognizer:
     return Recognizer(MODEL)
 
 
-def _untrained_checkpoint(classes: str) -> dict:
+def _untrained_checkpoint(classes: str, settings: Settings | None = None) -> dict:
     torch.manual_seed(0)
-    settings = from_dict({"model": {"stem": 8, "widths": [8, 8, 8]}})
+    settings = settings or from_dict({"model": {"stem": 8, "widths": [8, 8, 8]}})
     state = new_state(settings, len(classes), torch.device("cpu"))
     for module in state.average.module.modules():  # so that forgetting or doubling a batch norm shows
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -58,13 +58,13 @@ def _untrained_checkpoint(classes: str) -> dict:
         "classes": list(classes),
         "weights": state.average.module.state_dict(),
         "temperature": 0.7,
-        "samples": load_emnist(FIXTURES, "balanced", "test").images[:64],
+        "samples": load_emnist(FIXTURES, "balanced", "test").take(torch.arange(64)).resized(settings.model.input_size).images,
     }
 
 
 @pytest.fixture(scope="session")
 def untrained_checkpoint():
-    """A function that makes a checkpoint of the given classes, with random weights and all that an export needs."""
+    """A function that makes a checkpoint of the given classes, and settings, with random weights and all that an export needs."""
     return _untrained_checkpoint
 
 
@@ -76,6 +76,20 @@ def untrained(tmp_path_factory):
     def make(classes: str) -> Path:
         path = tmp_path_factory.mktemp("untrained") / "emnist.pt"
         export(_untrained_checkpoint(classes), path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def untrained_recipe(tmp_path_factory):
+    """A function that exports an untrained model of the recipe of that name, and its classes, once, and returns its path."""
+
+    @cache
+    def make(name: str, *overrides: str) -> Path:
+        settings = load_recipe(name, overrides)
+        path = tmp_path_factory.mktemp(name) / "emnist.pt"
+        export(_untrained_checkpoint(settings.data.classes or CLASSES[settings.data.train_split], settings), path)
         return path
 
     return make

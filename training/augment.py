@@ -20,7 +20,7 @@ def augment(images: Tensor, settings: AugmentSettings, strength: float = 1.0) ->
     `strength`, 0 to 1, is a factor to all magnitudes and shares; at 0 the images stay as they are.
     """
     images = _strokes(images, strength * settings.stroke)
-    if strength > 0:
+    if strength > 0 and any((settings.rotation, settings.shear, settings.scale, settings.shift, settings.elastic)):
         images = _warp(images, settings, strength)
     return _blur(images, strength * settings.blur)
 

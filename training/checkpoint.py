@@ -40,6 +40,16 @@ class State:
     seconds: float = 0.0  # spent training and validating, over all resumed parts
     history: list[dict[str, float]] = field(default_factory=list)  # the lines of metrics.jsonl
 
+    @property
+    def losses(self) -> list[float]:
+        """The validation loss of every epoch so far."""
+        return [line["validation_loss"] for line in self.history]
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
     def to_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
         return parts | {name: getattr(self, name) for name in ("step", "best", "seconds", "history")}
@@ -85,8 +95,8 @@ def _optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Opt
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, lr=settings.lr)
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov and settings.momentum > 0)
+    return (torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW)(groups, lr=settings.lr)
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

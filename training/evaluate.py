@@ -27,7 +27,8 @@ def evaluate(recognizer: Recognizer, data: Images, pictures: int) -> dict[str, A
     """Score `data`, whose classes must be the model's, as it is, and `pictures` images of it in every style (0: none)."""
     if recognizer.classes != data.classes:
         raise DataError(f"the model knows {''.join(recognizer.classes)}, the data {''.join(data.classes)}")
-    result = measure(probabilities_of(recognizer, data.images.numpy()), data.labels.numpy(), data.classes)
+    images = data.resized(recognizer.input_size).images.numpy()
+    result = measure(probabilities_of(recognizer, images), data.labels.numpy(), data.classes)
     return result | ({"pictures": measure_pictures(recognizer, data, pictures)} if pictures else {})
 
 

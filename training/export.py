@@ -28,7 +28,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from handlers.recognizer import META_FILE
 from training.checkpoint import CheckpointError, load_checkpoint, network_of
-from training.models import INPUT_SIZE, count_multiply_adds, count_parameters
+from training.models import count_multiply_adds, count_parameters
+from training.settings import from_dict
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,13 @@ def export(checkpoint: dict[str, Any], out: Path) -> None:
     """Write the checkpoint's model to `out` once it has passed `verify`. Raises ExportError."""
     network = network_of(checkpoint)
     eager = ExportedModel(network, checkpoint["temperature"]).eval()
+    size = from_dict(checkpoint["settings"]).model.input_size
     meta = {
         "classes": list(checkpoint["classes"]),
-        "input_size": INPUT_SIZE,
+        "input_size": size,
         "temperature": checkpoint["temperature"],
         "parameters": count_parameters(network),
-        "multiply_adds": count_multiply_adds(network, INPUT_SIZE),
+        "multiply_adds": count_multiply_adds(network, size),
         "settings": checkpoint["settings"],
         "run": checkpoint.get("run", {}),
         "data": checkpoint.get("data", {}),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from handlers.labels import DEFAULT_ALPHABET
@@ -22,7 +23,7 @@ from handlers.recognizer import Recognizer
 from training.data import Images
 from training.degrade.pictures import BLANK, USERS
 from training.degrade.severities import CORRUPTIONS
-from training.degrade.strokes import Picture
+from training.degrade.strokes import UNIT, Picture
 from training.metrics import calibration_error
 
 GROUPS = {"users": USERS, "corruptions": CORRUPTIONS, "blank": BLANK}
@@ -37,7 +38,8 @@ def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[d
     `ms` is decoding and preparing, without the network.
     """
     chosen = np.sort(np.random.default_rng(SEED).permutation(len(data))[:count])
-    images, labels = data.images.numpy()[chosen], data.labels.numpy()[chosen]
+    some = data.take(torch.from_numpy(chosen)).resized(UNIT)
+    images, labels = some.images.numpy(), some.labels.numpy()
     fold = recognizer.fold(DEFAULT_ALPHABET)
     truth = fold.matrix.argmax(axis=1)[labels]
     rows = []

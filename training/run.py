@@ -112,7 +112,7 @@ class Run:
                 if teacher.classes != train.classes:
                     raise SettingsError(f"distill.teachers: {path} knows {''.join(teacher.classes)}, the data {''.join(train.classes)}")
                 log.info("teacher %s, version %s", path, teacher.version)
-                taught += torch.from_numpy(probabilities_of(teacher, train.images.numpy())) / len(distill.teachers)
+                taught += torch.from_numpy(probabilities_of(teacher, train.resized(teacher.input_size).images.numpy())) / len(distill.teachers)
             targets = torch.lerp(targets, taught, distill.weight)
         return targets.half()
 
@@ -133,7 +133,7 @@ class Run:
 
 
 def log_start(run: Run, state: State) -> None:
-    parameters, multiply_adds = count_parameters(state.model), count_multiply_adds(state.model)
+    parameters, multiply_adds = count_parameters(state.model), count_multiply_adds(state.model, run.settings.model.input_size)
     log.info("%d parameters, %.1f M multiply-adds an image; %s", parameters, multiply_adds / 1e6, run.describe_device())
 
 

@@ -21,6 +21,8 @@ STRICT = ConfigDict(extra="forbid")
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Dropout: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Split: TypeAlias = Literal["balanced", "bymerge", "byclass", "letters", "digits", "mnist"]
 Source: TypeAlias = Literal["emnist", "mnist", "kaggle-csv", "sd19", "folders", "names"]
 
@@ -33,7 +35,7 @@ class SettingsError(ValueError):
 class DataSettings:
     source: Source = "emnist"  # the form that the pictures come in: training/data/
     path: str = ""  # their folder; empty: EMNIST_ROOT
-    classes: str = ""  # these alone, in this order, or digits, cap_letters or low_letters; empty: all
+    classes: str = ""  # these characters alone, in EMNIST's order, or digits, cap_letters or low_letters; empty: all
     limit: Annotated[int, Field(ge=0)] = 0  # at most so many images a class, of training and of test, chosen by validation_seed; 0: all
     train_split: Split = "bymerge"  # the EMNIST split whose `train` file is trained on
     test_split: Split = "balanced"  # the EMNIST split, of the same classes, whose `test` file is reported
@@ -48,29 +50,73 @@ class DataSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ConvolutionSettings:
+    """A convolution of the model `plain`, with what follows it."""
+
+    width: Count  # channels that it gives
+    kernel: Count = 3  # pixels a side
+    padding: Annotated[int, Field(ge=0)] = 0  # pixels of black on each side
+    norm: bool = False  # batch norm, before the activation
+    activation: Literal["relu", "none"] = "relu"
+    pool: Count = 1  # side of the max pooling, which is its stride too; 1: none
+
+
+@dataclass(frozen=True, config=STRICT)
+class DenseSettings:
+    """A hidden linear layer of the model `plain`, with its ReLU."""
+
+    width: Count
+    dropout: Dropout = 0.0  # after it
+
+
+@dataclass(frozen=True, config=STRICT)
 class ModelSettings:
-    name: Literal["resnet"] = "resnet"  # a key of training.models.MODELS
-    stem: Annotated[int, Field(ge=1)] = 32  # channels of the first convolution, at the image's full size
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = (64, 112, 224)  # channels of the stages, at 14, 7 and 4 pixels
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before the last layer
+    name: Literal["resnet", "plain"] = "resnet"  # a key of training.models.MODELS
+    input_size: Count = 28  # pixels a side of the images, which are brought to it when they are loaded
+    stem: Count = 32  # resnet: channels of the first convolution
+    imagenet_stem: bool = False  # resnet: 7x7 with stride 2 and a max pooling, and no stride in the first stage; else 3x3 at full size
+    widths: tuple[Count, ...] = (64, 112, 224)  # resnet: channels of the stages, each at half the side of the one before
+    blocks: tuple[Count, ...] = ()  # resnet: residual blocks in each stage; empty: one
+    bottleneck: bool = False  # resnet: blocks of 1x1, 3x3 and 1x1 that give four times the stage's channels
+    dropout: Dropout = 0.0  # resnet: before the last layer
+    convolutions: tuple[ConvolutionSettings, ...] = ()  # plain: in their order
+    dense: tuple[DenseSettings, ...] = ()  # plain: the hidden layers between the convolutions and the classes
+
+    def __post_init__(self) -> None:
+        if self.blocks and len(self.blocks) != len(self.widths):
+            raise ValueError(f"blocks needs one number for each of the {len(self.widths)} widths, or none at all")
 
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerSettings:
-    name: Literal["sgd", "adamw"] = "sgd"  # sgd is with Nesterov momentum
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive = 0.15  # the peak of the schedule
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
-    weight_decay: NotNegative = 5e-4  # not on biases and batch norm
+    nesterov: bool = True  # sgd only
+    weight_decay: NotNegative = 5e-4  # not on biases and batch norm; adam adds it to the gradient, adamw takes it from the weights
 
 
 @dataclass(frozen=True, config=STRICT)
 class ScheduleSettings:
+    """How long to train, and the learning rate by training.schedules. Validation losses are those that checkpoints are chosen by."""
+
     epochs: Positive = 16.0  # one epoch is as many images as the training part has
+    patience: Annotated[int, Field(ge=0)] = 0  # stop after so many epochs in a row without a lower validation loss; 0: never
     batch_size: Annotated[int, Field(ge=2)] = 256
-    warmup: Share = 0.15  # share of the steps in which lr rises linearly; then it falls as a half cosine
+    name: Literal["cosine", "one-cycle", "step", "plateau", "constant"] = "cosine"
+    warmup: Share = 0.15  # cosine, one-cycle: share of the steps in which lr rises
+    milestones: tuple[Positive, ...] = ()  # step: epochs at which lr changes, rising
+    factors: tuple[Positive, ...] = ()  # step: from each milestone on, lr is this times the peak
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1  # plateau: lr times this, when the validation loss has stopped falling
+    plateau_patience: Annotated[int, Field(ge=0)] = 3  # plateau: epochs without a lower validation loss that are let pass
+    plateau_lr: NotNegative = 0.0  # plateau: the lowest lr
     fade: Share = 0.04  # share of the steps, at the end, over which augmentation fades out, for it hides fine differences; longer overfits
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay a step of the averaged weights, which are validated and exported
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay a step of the averaged weights, which are validated and exported; 0: no average
+
+    def __post_init__(self) -> None:
+        if len(self.milestones) != len(self.factors) or list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones must rise, and factors must hold one number for each of them")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -157,6 +203,8 @@ def _explain(error: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "unexpected_keyword_argument":
         return f"unknown setting '{where}'{_nearest(where, _field_names(Settings))}"
+    if error["type"] == "value_error":  # of a whole section
+        return f"'{where}': {error['ctx']['error']}"
     return f"'{where}' cannot be {error['input']!r}: {error['msg'].lower()}"
 
 

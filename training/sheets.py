@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
 from handlers.labels import DEFAULT_ALPHABET
@@ -14,6 +15,7 @@ from handlers.picture import Grey, to_grey
 from handlers.recognizer import Recognizer
 from training.data import Images
 from training.degrade.pictures import BLANK
+from training.degrade.strokes import UNIT
 from training.robustness import GROUPS, SEED, encode, prepare_all, probabilities_of
 
 COLUMNS = 12  # pictures a row
@@ -24,7 +26,8 @@ ERRORS = 60  # pictures on the sheet of errors
 def contact_sheet(recognizer: Recognizer, data: Images, out: Path) -> None:
     """Draw every style as a row of pictures, each above what the network is given; what is read wrongly has a white bar below."""
     chosen = np.random.default_rng(SEED).permutation(len(data))[:COLUMNS]
-    images, labels = data.images.numpy()[chosen], data.labels.numpy()[chosen]
+    some = data.take(torch.from_numpy(chosen)).resized(UNIT)
+    images, labels = some.images.numpy(), some.labels.numpy()
     fold = recognizer.fold(DEFAULT_ALPHABET)
     truth = fold.matrix.argmax(axis=1)[labels]
     rows = []
@@ -55,7 +58,7 @@ def error_sheet(recognizer: Recognizer, data: Images, out: Path) -> None:
     """Draw the errors with the highest confidence, most confident first, each above its label and what it is read as."""
     fold = recognizer.fold(DEFAULT_ALPHABET)
     truth = fold.matrix.argmax(axis=1)[data.labels.numpy()]
-    probabilities = fold(probabilities_of(recognizer, data.images.numpy()))
+    probabilities = fold(probabilities_of(recognizer, data.resized(recognizer.input_size).images.numpy()))
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != truth)
     worst = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:ERRORS]
     cells = [_labelled(data.images[i].numpy(), f"{fold.characters[truth[i]]}>{fold.characters[probabilities[i].argmax()]}") for i in worst]

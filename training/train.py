@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import math
 import os
 import signal
 import sys
@@ -30,6 +29,7 @@ from training.checkpoint import CheckpointError, State, load_checkpoint, new_sta
 from training.data import DataError, epoch_order, find_data, load_splits, write_report
 from training.export import ExportError
 from training.run import DEVICES, Run, checkpoint_of, choose_device, finish, log_start, logits_of, record
+from training.schedules import learning_rate, stops
 from training.settings import ScheduleSettings, Settings, SettingsError, from_dict, load_recipe
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def train(run: Run, resume: bool = False) -> None:
     total, done = run.steps * schedule.batch_size, state.step * schedule.batch_size
     bar = tqdm(total=total, initial=done, unit="img", unit_scale=True, smoothing=0.02, mininterval=1.0)
     with bar, catch_interrupt() as interrupted, logging_redirect_tqdm():
-        while state.step < run.steps:
+        while state.step < run.steps and not stops(schedule, state.losses):
             epoch, within = divmod(state.step, run.steps_per_epoch)
             if epoch != order_epoch:
                 generator = torch.Generator().manual_seed(settings.seed * SEED_STRIDE + epoch)
@@ -75,8 +75,7 @@ def train(run: Run, resume: bool = False) -> None:
             torch.manual_seed(settings.seed * SEED_STRIDE + state.step)  # on every device, for augmentation and dropout
             batch = pick(images, copies, index, settings.data.degraded_share).unsqueeze(1).float() / 255  # (B, 1, S, S)
             batch = augment(batch, settings.augment, augment_strength(schedule, state.step, run.steps))
-            for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(schedule, settings.optimizer.lr, state.step, run.steps)
+            state.set_rate(learning_rate(schedule, settings.optimizer.lr, state.step, run.steps, state.losses))
             loss, logits = train_step(run, state, forward, batch, targets[index].float())
             bar.update(len(batch))
             if state.step % REPORT_STEPS == 0 or state.step == run.steps:
@@ -93,6 +92,8 @@ def train(run: Run, resume: bool = False) -> None:
                 if interrupted():
                     raise Interrupted(f"stopped after step {state.step} of {run.steps}; --resume goes on from there")
                 first, started = state.step, time.perf_counter()
+    if state.step < run.steps:
+        log.info("stopped early: no lower validation loss in %d epochs", schedule.patience)
 
 
 def pick(images: Tensor, copies: Tensor, index: Tensor, share: float) -> Tensor:
@@ -116,14 +117,6 @@ def train_step(run: Run, state: State, forward: Callable[[Tensor], Tensor], batc
     state.average.update_parameters(state.model)
     state.step += 1
     return loss.detach(), logits.detach()
-
-
-def learning_rate(schedule: ScheduleSettings, peak: float, step: int, steps: int) -> float:
-    """Linear up to `peak` over the warm-up, then a half cosine down to 0 (one cycle; Smith & Topin 2018)."""
-    warmup = max(1, round(schedule.warmup * steps))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
 
 def augment_strength(schedule: ScheduleSettings, step: int, steps: int) -> float:
@@ -184,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         device = choose_device(arguments.device)
         settings = prepare(folder, arguments.recipe, arguments.overrides, arguments.resume)
-        splits = load_splits(settings.data, find_data(settings.data, arguments.emnist_root, arguments.download))
+        root = find_data(settings.data, arguments.emnist_root, arguments.download)
+        splits = load_splits(settings.data, root, settings.model.input_size)
         folder.mkdir(parents=True, exist_ok=True)
         write_report(settings.data, splits, folder / "data.json")
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False))

@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers.labels import DIGITS, LOWER, VIN
+from handlers.framing import resize
+from handlers.labels import BY_MERGE, DIGITS, LOWER, VIN
+from handlers.protocol import answer_rows
 from handlers.recognizer import Recognizer
 from serving import package as package_module
 from serving.client import Client
@@ -82,6 +85,50 @@ def test_any_class_set_packages_and_serves(untrained, tmp_path, emnist, classes)
     assert set(said) == set(classes)
     probabilities = Recognizer(model).probabilities(emnist.images[:1].numpy())[0]
     assert np.allclose([said[c] for c in classes], probabilities, atol=1e-4)
+
+
+SYSTEMS = {"system-a": BY_MERGE, "system-b": DIGITS, "system-c": VIN, "system-d": LOWER, "system-e": BY_MERGE}
+
+
+@pytest.mark.parametrize(("recipe", "classes"), SYSTEMS.items())
+def test_every_recipes_export_packages_and_answers(untrained_recipe, tmp_path, emnist, recipe, classes):
+    """The model out of the archive, through the handler's own reading of requests; the largest one narrower, to save time."""
+    mar = tmp_path / f"{recipe}.mar"
+    version = package(untrained_recipe(recipe, *(["model.widths=[8, 16, 32, 64]"] if recipe == "system-c" else [])), mar)
+    with zipfile.ZipFile(mar) as archive:
+        packed = Recognizer(archive.extract("emnist.pt", tmp_path))
+    assert (packed.version, "".join(packed.classes)) == (version, classes)
+    image = emnist.images[3].numpy()
+    rows = [{"body": encode(image), "alphabet": b"classes", "top_k": str(len(classes)).encode()}, {"body": b"junk"}]
+    answered, refused = answer_rows(packed, rows)
+    assert (answered.status, refused.status) == (200, 415)
+    expected = packed.probabilities(np.stack([resize(image, packed.input_size)]))[0]
+    assert said_in(json.loads(answered.body)) == pytest.approx(dict(zip(classes, expected, strict=True)), abs=1e-4)
+
+
+def said_in(body):
+    return {row["character"]: row["confidence"] for row in (body, *body["alternatives"])}
+
+
+def encode(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "classes"), SYSTEMS.items())
+def test_every_recipes_export_serves(untrained_recipe, tmp_path, emnist, recipe, classes):
+    mar = tmp_path / f"{recipe}.mar"
+    model = untrained_recipe(recipe)
+    package(model, mar)
+    image = emnist.images[0].numpy()
+    with running(mar) as server, Client(server.url, model=mar.stem) as client:
+        answer = client.predict(encode(image), alphabet="classes", top_k=len(classes))
+    recognizer = Recognizer(model)
+    expected = recognizer.probabilities(np.stack([resize(image, recognizer.input_size)]))[0]
+    said = {one.character: one.confidence for one in (answer, *answer.alternatives)}
+    assert said == pytest.approx(dict(zip(classes, expected, strict=True)), abs=1e-4)
 
 
 def test_what_is_no_model_is_refused(tmp_path, capsys):

@@ -24,8 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        settings = load_recipe(arguments.recipe, arguments.overrides).data
-        report = summary(settings, load_splits(settings, find_data(settings, arguments.root)))
+        settings = load_recipe(arguments.recipe, arguments.overrides)
+        root = find_data(settings.data, arguments.root)
+        report = summary(settings.data, load_splits(settings.data, root, settings.model.input_size))
     except (DataError, SettingsError, OSError) as error:
         print(f"data: {error}", file=sys.stderr)
         return 1

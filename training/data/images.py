@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from handlers.framing import resize
 
 
 class DataError(Exception):
@@ -35,15 +36,25 @@ class Images:
     def take(self, index: Tensor) -> Images:
         return Images(self.images[index], self.labels[index], self.classes, None if self.writers is None else self.writers[index])
 
-    def of_classes(self, wanted: Sequence[str]) -> Images:
-        """Those of the classes `wanted`, labelled in their order. Raises DataError for a class that is none of these."""
-        unknown = [c for c in wanted if c not in self.classes]
+    def only(self, classes: str) -> Images:
+        """The images of some `classes`, in the order of `self.classes`; of all where `classes` is empty. Raises DataError."""
+        unknown = "".join(c for c in classes if c not in self.classes)
         if unknown:
-            raise DataError(f"data.classes: there is no {' '.join(unknown)} in this data; its classes are {''.join(self.classes)}")
-        renamed = torch.full((len(self.classes),), -1)
-        renamed[[self.classes.index(c) for c in wanted]] = torch.arange(len(wanted))
-        labels = renamed[self.labels]
-        return Images(self.images, labels, tuple(wanted), self.writers).take(labels >= 0)
+            raise DataError(f"data.classes: the images have no class of '{unknown}'; there are: {''.join(self.classes)}")
+        kept = [label for label, name in enumerate(self.classes) if not classes or name in classes]
+        new_label = torch.full((len(self.classes),), -1)
+        new_label[kept] = torch.arange(len(kept))
+        labels = new_label[self.labels]
+        return Images(self.images, labels, tuple(self.classes[label] for label in kept), self.writers).take(labels >= 0)
+
+    def resized(self, size: int) -> Images:
+        """The images at `size` pixels a side, as `handlers.preprocessing` hands a picture that is framed as EMNIST's to a network of that size."""
+        if self.images.shape[-1] == size:
+            return self
+        images = np.empty((len(self), size, size), np.uint8)
+        for place, image in enumerate(self.images.numpy()):
+            images[place] = resize(image, size)
+        return Images(torch.from_numpy(images), self.labels, self.classes, self.writers)
 
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the sha256 of classes, labels and images, in order."""

@@ -75,7 +75,7 @@ def find_data(settings: DataSettings, given: str | Path | None, fetch: bool = Fa
 def load_splits(settings: DataSettings, root: Path, size: int = SIZE) -> Splits:
     """Read data.path, or else `root`, and hold out a validation part, and a test part where the source has none.
 
-    Pictures of folders are prepared at `size` pixels a side; those of EMNIST, MNIST and CSV stay as they are, 28.
+    Images are `size` pixels a side: pictures of folders are prepared so, those of EMNIST, MNIST and CSV are enlarged from 28.
     """
     folder = find_data(settings, root)
     wanted = wanted_classes(settings.classes)
@@ -97,16 +97,17 @@ def load_splits(settings: DataSettings, root: Path, size: int = SIZE) -> Splits:
         names = " ".join(test.classes[label] for label in missing)
         raise DataError(f"no image is left to train on of {names}; add some, or name the other classes in data.classes")
     removed = len(everything) - len(known) + len(rest) - len(train)
-    return Splits(train, validation, test, removed, source.refused, {reason: count for reason, count in left_out.items() if count}, apart)
+    left_out = {reason: count for reason, count in left_out.items() if count}
+    return Splits(train.resized(size), validation.resized(size), test.resized(size), removed, source.refused, left_out, apart)
 
 
-def wanted_classes(text: str) -> tuple[str, ...]:
-    """The classes that data.classes names; none: all. Raises DataError."""
+def wanted_classes(text: str) -> str:
+    """The characters that data.classes names; none: all. Raises DataError."""
     classes = CLASS_SETS.get(text, text)
     repeated = sorted({c for c in classes if classes.count(c) > 1})
     if repeated:
         raise DataError(f"data.classes '{text}' repeats {' '.join(repeated)}; give each class once, or one of {', '.join(CLASS_SETS)}")
-    return tuple(classes)
+    return classes
 
 
 def hold_out(data: Images, fraction: float, limit: int, seed: int) -> tuple[Tensor, str]:
@@ -116,7 +117,7 @@ def hold_out(data: Images, fraction: float, limit: int, seed: int) -> tuple[Tens
     return sample_of_each_class(data.labels, fraction, limit, seed), BY_IMAGE
 
 
-def read_files(settings: DataSettings, folder: Path, wanted: tuple[str, ...]) -> Source:
+def read_files(settings: DataSettings, folder: Path, wanted: str) -> Source:
     """Training and test file of EMNIST, MNIST or CSV."""
     if settings.source == "mnist":
         train, test = load_mnist(folder, "train"), load_mnist(folder, "test")
@@ -127,7 +128,7 @@ def read_files(settings: DataSettings, folder: Path, wanted: tuple[str, ...]) ->
         raise DataError(f"data.train_split '{settings.train_split}' and data.test_split '{settings.test_split}' differ in classes")
     left_out: dict[str, int] = {}
     if wanted:
-        asked_for = train.of_classes(wanted), test.of_classes(wanted)
+        asked_for = train.only(wanted), test.only(wanted)
         left_out[NOT_ASKED_FOR] = sum(map(len, (train, test))) - sum(map(len, asked_for))
         train, test = asked_for
     if settings.limit:
@@ -137,7 +138,7 @@ def read_files(settings: DataSettings, folder: Path, wanted: tuple[str, ...]) ->
     return Source(train, test, left_out=left_out)
 
 
-def read_pictures(settings: DataSettings, folder: Path, wanted: tuple[str, ...], size: int) -> Source:
+def read_pictures(settings: DataSettings, folder: Path, wanted: str, size: int) -> Source:
     """Pictures of a folder, each decoded only if its class and the limit let it in."""
     if settings.source == "sd19" and (folder / "by_class").is_dir():
         folder /= "by_class"
@@ -145,7 +146,7 @@ def read_pictures(settings: DataSettings, folder: Path, wanted: tuple[str, ...],
     listing = LISTS[settings.source](folder)
     if not listing.found:
         raise DataError(f"{folder} holds no picture with a class that data.source '{settings.source}' could tell ({len(listing.refused)} without)")
-    classes = wanted or tuple(sorted({found.label for found in listing.found}, key=BY_CLASS.index))
+    classes = tuple(sorted(set(wanted) or {found.label for found in listing.found}, key=BY_CLASS.find))
     chosen = [found for found in listing.found if found.label in classes]
     left_out = {NOT_ASKED_FOR: len(listing.found) - len(chosen), OVER_LIMIT: 0, REPEATED: listing.repeated}
     absent = sorted(set(classes) - {found.label for found in chosen}, key=classes.index)

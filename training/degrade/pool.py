@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from handlers import preprocessing
+from handlers import framing, preprocessing
 from handlers.picture import InvalidImage
 from training.data import Images
 from training.data.cache import PREPROCESSING, cache_folder, source_code, write_whole
@@ -30,11 +30,11 @@ SCENES = 0.5  # share of the copies that are users' pictures; the others are a b
 
 
 def degraded(data: Images, copies: int, seed: int) -> torch.Tensor:
-    """`copies` degraded variants of every image: uint8 (copies, N, 28, 28), the same for the same data, seed and code."""
+    """`copies` degraded variants of every image: uint8 (copies, N, S, S), of the images' own size, the same for the same data, seed and code."""
     path = cache_folder() / f"degraded-{_key(data, copies, seed)}.npy"
     if not path.is_file():
         log.info("making %d x %d degraded copies in %s, once", copies, len(data), path)
-        made = _make(data.images.numpy(), copies, seed)
+        made = _make(data.resized(strokes.UNIT).images.numpy(), copies, seed, size=data.images.shape[-1])
         write_whole(path, lambda file: np.save(file, made))
     return torch.from_numpy(np.load(path))
 
@@ -45,23 +45,23 @@ def _key(data: Images, copies: int, seed: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _make(images: npt.NDArray[np.uint8], copies: int, seed: int) -> npt.NDArray[np.uint8]:
-    tasks = [(images[start : start + CHUNK], [seed, copy, start]) for copy in range(copies) for start in range(0, len(images), CHUNK)]
+def _make(images: npt.NDArray[np.uint8], copies: int, seed: int, size: int) -> npt.NDArray[np.uint8]:
+    tasks = [(images[start : start + CHUNK], [seed, copy, start], size) for copy in range(copies) for start in range(0, len(images), CHUNK)]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as workers:
         chunks = list(tqdm(workers.map(_degrade_chunk, *zip(*tasks, strict=True)), total=len(tasks), unit="chunk", mininterval=5))
-    return np.concatenate(chunks).reshape(copies, *images.shape)
+    return np.concatenate(chunks).reshape(copies, len(images), size, size)
 
 
-def _degrade_chunk(images: npt.NDArray[np.uint8], seed: list[int]) -> npt.NDArray[np.uint8]:
+def _degrade_chunk(images: npt.NDArray[np.uint8], seed: list[int], size: int) -> npt.NDArray[np.uint8]:
     cv2.setNumThreads(1)
     rng = np.random.default_rng(seed)
-    return np.stack([degrade_one(image, rng, images[int(rng.integers(len(images)))]) for image in images])
+    return np.stack([degrade_one(image, rng, images[int(rng.integers(len(images)))], size) for image in images])
 
 
-def degrade_one(image: npt.NDArray[np.uint8], rng: np.random.Generator, neighbour: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """One degraded and prepared copy, uint8 (28, 28); the image itself where the preprocessing finds no character any more."""
+def degrade_one(image: npt.NDArray[np.uint8], rng: np.random.Generator, neighbour: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """One degraded copy of an image uint8 (28, 28), prepared to uint8 (size, size); the image itself where no character is found in it."""
     shown = pictures.scene(image, rng, neighbour) if rng.random() < SCENES else severities.corrupt(image, rng)
     try:
-        return preprocessing.prepare(shown)
+        return preprocessing.prepare(shown, size)
     except InvalidImage:
-        return image
+        return framing.resize(image, size)

@@ -176,14 +176,14 @@ def mnist_root(tmp_path, emnist_root):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part, prefix in (("train", "train"), ("test", "t10k")):
-        digits = load_emnist(emnist_root, "balanced", part).of_classes("0123456789")
+        digits = load_emnist(emnist_root, "balanced", part).only("0123456789")
         write_idx(raw / f"{prefix}-images-idx3-ubyte", digits.images.numpy())
         write_idx(raw / f"{prefix}-labels-idx1-ubyte.gz", digits.labels.numpy(), compress=True)
     return tmp_path
 
 
 def test_mnist_is_read_upright(mnist_root, emnist_root):
-    digits = load_emnist(emnist_root, "balanced", "test").of_classes("0123456789")
+    digits = load_emnist(emnist_root, "balanced", "test").only("0123456789")
     assert load_mnist(mnist_root, "test").fingerprint() == digits.fingerprint()
     splits = load_splits(DataSettings(source="mnist", validation_fraction=0.2), mnist_root)
     assert "".join(splits.train.classes) == "0123456789"
@@ -227,8 +227,8 @@ def test_damaged_csv_files_say_what_is_wrong(tmp_path, content, message):
 
 def test_a_subset_of_the_classes_has_labels_of_its_own(emnist_root, emnist, copied_root):
     splits = load_splits(DataSettings(train_split="balanced", classes="b7A"), emnist_root)
-    assert splits.test.classes == splits.train.classes == ("b", "7", "A")
-    for label, c in enumerate("b7A"):
+    assert splits.test.classes == splits.train.classes == ("7", "A", "b")
+    for label, c in enumerate("7Ab"):
         assert torch.equal(splits.test.images[splits.test.labels == label], emnist.images[emnist.labels == emnist.classes.index(c)])
     assert splits.left_out == {"not in data.classes": 44 * 18}
     assert len(load_splits(DataSettings(train_split="balanced", classes="digits"), emnist_root).test.classes) == 10
@@ -237,7 +237,7 @@ def test_a_subset_of_the_classes_has_labels_of_its_own(emnist_root, emnist, copi
         (raw / f"emnist-balanced-test-{kind}-ubyte").rename(raw / f"emnist-byclass-test-{kind}-ubyte")
     with pytest.raises(DataError, match="differ in classes"):  # C is a capital in one, and either in the other
         load_splits(DataSettings(train_split="balanced", test_split="byclass", classes="C"), copied_root)
-    with pytest.raises(DataError, match=r"data\.classes: there is no c i in this data"):
+    with pytest.raises(DataError, match=r"data\.classes: the images have no class of 'ci'"):
         load_splits(DataSettings(train_split="balanced", classes="7ci"), emnist_root)
 
 
@@ -246,3 +246,13 @@ def test_a_limit_holds_for_each_class_and_part(emnist_root):
     assert (splits.train.labels.bincount() + splits.validation.labels.bincount()).tolist() == [5] * 47
     assert splits.test.labels.bincount().tolist() == [5] * 47
     assert splits.left_out == {"over data.limit": 8 * 47}
+
+
+def test_some_classes_alone(emnist):
+    digits = emnist.only("31")
+    assert digits.classes == ("1", "3")
+    assert set(digits.labels.tolist()) == {0, 1}
+    assert torch.equal(digits.images, emnist.images[(emnist.labels == 1) | (emnist.labels == 3)])
+    assert torch.equal(emnist.only("").labels, emnist.labels)
+    with pytest.raises(DataError, match="no class of 'z'"):
+        emnist.only("1z")

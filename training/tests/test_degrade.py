@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from handlers.picture import to_grey
@@ -62,6 +63,9 @@ def test_degraded_copies_are_kept_and_found_again(emnist, tmp_path, monkeypatch)
     assert (pool.degraded(emnist, 2, seed=3) == made).all()
     assert file.stat().st_mtime_ns == before
     assert (pool.degraded(emnist, 2, seed=4) != made).any()
+    larger = pool.degraded(emnist.take(torch.arange(20)).resized(40), 1, seed=3)
+    assert larger.shape == (1, 20, 40, 40)
+    assert (larger.flatten(2).amax(dim=2) > 200).all()
 
 
 def test_every_style_is_measured_and_shown(recognizer, emnist, tmp_path):

@@ -10,6 +10,7 @@ from handlers.recognizer import Recognizer
 from training import export as export_module
 from training.checkpoint import CheckpointError, load_checkpoint, network_of, save_checkpoint
 from training.export import ExportedModel, ExportError, export, fuse_batch_norm, verify
+from training.settings import load_recipe
 
 
 @pytest.mark.parametrize("classes", [DIGITS, LOWER, VIN, BY_MERGE], ids=["10", "26", "33", "47"])
@@ -25,13 +26,22 @@ def test_eager_equals_exported_for_any_class_set(untrained, untrained_checkpoint
     assert np.allclose(recognizer.probabilities(images.numpy()).sum(axis=1), 1, atol=1e-5)
 
 
-def test_batch_norms_are_folded(untrained_checkpoint, emnist):
-    network = network_of(untrained_checkpoint(BY_MERGE))
+NARROW = ["model.stem=8", "model.widths=[8, 8, 16, 16]"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [("flagship", ["model.widths=[8, 8, 8]"]), ("system-c", NARROW), ("system-c", [*NARROW, "model.bottleneck=true"]), ("system-e", [])],
+    ids=["flagship", "34", "50", "plain"],
+)
+def test_batch_norms_are_folded(untrained_checkpoint, emnist, recipe, overrides):
+    network = network_of(untrained_checkpoint(BY_MERGE, load_recipe(recipe, overrides)))
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
     fused = fuse_batch_norm(network)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
     images = emnist.images[:8].unsqueeze(1).float() / 255
     with torch.no_grad():
-        assert torch.allclose(network(images), fused(images), atol=1e-4)
+        assert torch.allclose(network(images), fused(images), rtol=1e-4, atol=1e-4)
 
 
 def test_an_export_that_answers_otherwise_is_refused(untrained, untrained_checkpoint):

@@ -27,6 +27,7 @@ def test_any_field_can_be_set():
         ("schedule.epochs=-1", "greater than 0"),
         ("schedule.batch_size=2.5", "'schedule.batch_size' cannot be 2.5"),
         ("model.name=resent", "should be 'resnet'"),
+        ("model.convolutions=[{kernel: 2}]", "'model.convolutions.0.width' cannot be .*: field required"),
         ("optimizer.lr", "takes section.field=value"),
         ("seed.lr=1", "'seed' cannot be"),
         ("optimizer.lr.x=1", "has no fields|cannot be"),
@@ -36,6 +37,10 @@ def test_any_field_can_be_set():
 def test_what_does_not_fit_is_refused_with_help(override, message):
     with pytest.raises(SettingsError, match=message.replace("?", r"\?")):
         load_recipe("flagship", [override])
+
+
+def test_digits_as_classes_stay_text():
+    assert load_recipe("system-d", ["data.classes=0123456789"]).data.classes == "0123456789"
 
 
 def test_an_unknown_recipe_names_the_nearest():

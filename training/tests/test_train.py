@@ -17,7 +17,7 @@ from training.checkpoint import CheckpointError, load_checkpoint, new_state
 from training.data import load_splits
 from training.run import Run, fit_temperature
 from training.settings import SettingsError, from_dict
-from training.train import Interrupted, learning_rate, train, train_step
+from training.train import Interrupted, train, train_step
 
 TINY = {
     "data": {"train_split": "balanced", "validation_fraction": 0.1, "degraded_copies": 1, "test_pictures": 2},
@@ -155,15 +155,6 @@ def test_wrong_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert line.startswith("train: ")
     assert message in line
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_learning_rate_rises_and_falls():
-    schedule = from_dict({"schedule": {"warmup": 0.2}}).schedule
-    rates = [learning_rate(schedule, 1.0, step, 100) for step in range(100)]
-    assert max(rates) == rates[19] == 1.0
-    assert rates[:20] == sorted(rates[:20])
-    assert rates[20:] == sorted(rates[20:], reverse=True)
-    assert 0 < rates[-1] < 0.001
 
 
 def test_the_temperature_undoes_overconfidence():
