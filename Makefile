@@ -56,7 +56,7 @@ serve: mar ## serve MODEL on PORT, and the drawing page on WEB_PORT, until Ctrl-
 mar: $(VENV)/ready ## package MODEL into build/emnist.mar
 	@$(PY) -m serving.package --model $(MODEL)
 
-train: $(TRAIN_ENV)/ready ## train RECIPE (flagship, system-a to system-e) into runs/NAME; EMNIST_ROOT: the folder that holds EMNIST/raw
+train: $(TRAIN_ENV)/ready ## train RECIPE (flagship, system-a to system-e) into runs/NAME; EMNIST_ROOT: the folder of EMNIST/raw, or of another data.source
 	$(TRAIN_ENV)/bin/python -m training.train --recipe $(RECIPE) --name $(NAME) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
 
 evaluate: $(VENV)/ready ## score MODEL on the test images, as they are and in every style of users' pictures; needs EMNIST_ROOT

@@ -28,6 +28,12 @@ LIMITS = """\
   from paper where a hard shadow is darker than the ink beside it.
 - Not for decisions about people without someone who looks at the pictures of low confidence."""
 
+SUBSET = (
+    "The files are a subset of EMNIST with a partition of its own: the figures are not comparable digit by digit with",
+    "those reported on the official split.",
+    "",
+)
+
 
 def card(recognizer: Recognizer) -> str:
     """The card as Markdown."""
@@ -49,16 +55,13 @@ def card(recognizer: Recognizer) -> str:
             *(line for part in ("test", "validation") if part in meta["metrics"] for line in _figures(part, meta)),
             "## Data",
             "",
-            f"EMNIST `{data['train_split']}` for training, with a seeded validation part held out of it; EMNIST `{data['test_split']}`",
-            f"for the test. {data['removed']} images that were again in validation or test were removed from training, by hash.",
+            *_source(data),
             "",
             "| part | images | fingerprint |",
             "| --- | ---: | --- |",
             *(f"| {part} | {count:,} | `{data['fingerprint'][part]}` |" for part, count in data["images"].items()),
             "",
-            "The files are a subset of EMNIST with a partition of its own: the figures are not comparable digit by digit with",
-            "those reported on the official split.",
-            "",
+            *(SUBSET if data.get("source", "emnist") == "emnist" else ()),
             "## Training",
             "",
             f"Run `{run['name']}`: {run['step']:,} of {run['steps']:,} steps, {run['seconds'] / 60:.0f} minutes on {run['device']}.",
@@ -74,6 +77,17 @@ def card(recognizer: Recognizer) -> str:
             "",
         ]
     )
+
+
+def _source(data: dict[str, Any]) -> list[str]:
+    source = data.get("source", "emnist")  # models of earlier days name none
+    removed = f"{data['removed']} images that were again in validation or test were removed from training, by hash."
+    if source in {"emnist", "kaggle-csv"}:
+        return [
+            f"EMNIST `{data['train_split']}` for training, with a seeded validation part held out of it; EMNIST `{data['test_split']}`",
+            f"for the test. {removed}",
+        ]
+    return [f"Pictures in the form `{source}`, with a seeded validation part held out of those to train on.", removed]
 
 
 def _figures(part: str, meta: dict[str, Any]) -> list[str]:

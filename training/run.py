@@ -124,6 +124,7 @@ class Run:
     def describe_data(self) -> dict[str, Any]:
         parts = {"train": self.splits.train, "validation": self.splits.validation, "test": self.splits.test}
         return {
+            "source": self.settings.data.source,
             "train_split": self.settings.data.train_split,
             "test_split": self.settings.data.test_split,
             "removed": self.splits.removed,
@@ -133,9 +134,6 @@ class Run:
 
 
 def log_start(run: Run, state: State) -> None:
-    splits = run.splits
-    log.info("%d training images (%d removed: again in validation or test)", len(splits.train), splits.removed)
-    log.info("%d validation images, %d test images, %d classes", len(splits.validation), len(splits.test), len(splits.test.classes))
     parameters, multiply_adds = count_parameters(state.model), count_multiply_adds(state.model, run.settings.model.input_size)
     log.info("%d parameters, %.1f M multiply-adds an image; %s", parameters, multiply_adds / 1e6, run.describe_device())
 

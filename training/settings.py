@@ -24,6 +24,7 @@ Positive: TypeAlias = Annotated[float, Field(gt=0)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Dropout: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Split: TypeAlias = Literal["balanced", "bymerge", "byclass", "letters", "digits", "mnist"]
+Source: TypeAlias = Literal["emnist", "mnist", "kaggle-csv", "sd19", "folders", "names"]
 
 
 class SettingsError(ValueError):
@@ -32,9 +33,13 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, config=STRICT)
 class DataSettings:
+    source: Source = "emnist"  # the form that the pictures come in: training/data/
+    path: str = ""  # their folder; empty: EMNIST_ROOT
+    classes: str = ""  # these characters alone, in EMNIST's order, or digits, cap_letters or low_letters; empty: all
+    limit: Annotated[int, Field(ge=0)] = 0  # at most so many images a class, of training and of test, chosen by validation_seed; 0: all
     train_split: Split = "bymerge"  # the EMNIST split whose `train` file is trained on
     test_split: Split = "balanced"  # the EMNIST split, of the same classes, whose `test` file is reported
-    classes: str = ""  # the characters to keep, of those of the split, in the order of its label file; empty: all
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of each class, held out where the source has no test part of its own
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of each class of the training file, held out
     validation_limit: Annotated[int, Field(ge=1)] = 100  # at most so many images a class
     validation_seed: Annotated[int, Field(ge=0)] = 0  # the same images are held out whatever the run's own seed

@@ -26,7 +26,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from training.augment import augment
 from training.checkpoint import CheckpointError, State, load_checkpoint, new_state, save_checkpoint
-from training.data import DataError, cache_folder, download, epoch_order, load_splits
+from training.data import DataError, epoch_order, find_data, load_splits, write_report
 from training.export import ExportError
 from training.provenance import record_start
 from training.reporter import Reporter
@@ -166,8 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train a recipe, evaluate it and export it.")
     parser.add_argument("--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable")
-    parser.add_argument("--emnist-root", default=os.environ.get("EMNIST_ROOT"), help="folder that holds EMNIST/raw; default: download once")
-    parser.add_argument("--download", action="store_true", help="download EMNIST into --emnist-root if it is not there")
+    parser.add_argument(
+        "--emnist-root", default=os.environ.get("EMNIST_ROOT"), help="folder of the data, such as that of EMNIST/raw; default: download once"
+    )
+    parser.add_argument("--download", action="store_true", help="download EMNIST or MNIST into --emnist-root if it is not there")
     parser.add_argument("--name", help="the run's folder in --runs; default: the recipe's name")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: %(default)s")
     parser.add_argument("--device", choices=DEVICES, default=os.environ.get("TRAIN_DEVICE", "auto"), help="gpu: refuse without one; default: auto")
@@ -179,11 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         device = choose_device(arguments.device)
         settings = prepare(folder, arguments.recipe, arguments.overrides, arguments.resume)
-        root = Path(arguments.emnist_root) if arguments.emnist_root else cache_folder()
-        if not arguments.emnist_root or (arguments.download and not any(root.glob("EMNIST/raw/emnist-*-images-idx3-ubyte*"))):
-            download(root)
+        root = find_data(settings.data, arguments.emnist_root, arguments.download)
         splits = load_splits(settings.data, root, settings.model.input_size)
         folder.mkdir(parents=True, exist_ok=True)
+        write_report(settings.data, splits, folder / "data.json")
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings.to_dict(), sort_keys=False))
         run = Run(settings, splits, folder, device)
         record_start(folder, run.describe_device(), run.describe_data())

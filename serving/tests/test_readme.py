@@ -5,11 +5,13 @@ import json
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from serving import batch
 from serving.client import Client
+from training.settings import DataSettings, Source
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,14 @@ def test_the_figures_are_the_committed_models(recognizer, readme):
             assert f"| {row['style']} | {100 * row['accuracy']:.1f} % | {100 * row['ece']:.1f} % |" in readme, row["style"]
     assert f"{recognizer.meta['parameters']:,} parameters" in readme
     assert f"model version {recognizer.version}" in readme
+
+
+def test_the_sources_are_those_of_the_settings(readme):
+    table = readme[readme.index("| `data.source` |") :]
+    named = re.findall(r"^\| `([a-z0-9-]+)` \|", table[: table.index("\n\n")], re.MULTILINE)
+    assert named == list(get_args(Source))
+    for field in re.findall(r"`data\.(?!json)(\w+)", readme):
+        assert hasattr(DataSettings(), field), field
 
 
 def test_the_curl_answer_is_the_services(root, server, readme):

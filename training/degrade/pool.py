@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,9 +17,10 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from handlers import framing, picture, polarity, preprocessing, shapes
+from handlers import framing, preprocessing
 from handlers.picture import InvalidImage
-from training.data import Images, cache_folder
+from training.data import Images
+from training.data.cache import PREPROCESSING, cache_folder, source_code, write_whole
 from training.degrade import corruptions, pictures, severities, strokes
 
 log = logging.getLogger(__name__)
@@ -36,18 +35,13 @@ def degraded(data: Images, copies: int, seed: int) -> torch.Tensor:
     if not path.is_file():
         log.info("making %d x %d degraded copies in %s, once", copies, len(data), path)
         made = _make(data.resized(strokes.UNIT).images.numpy(), copies, seed, size=data.images.shape[-1])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.save(file, made)
-        part.replace(path)
+        write_whole(path, lambda file: np.save(file, made))
     return torch.from_numpy(np.load(path))
 
 
 def _key(data: Images, copies: int, seed: int) -> str:
     digest = hashlib.sha256(f"{data.fingerprint()} {copies} {seed} {SCENES}".encode())
-    for module in (picture, polarity, shapes, framing, preprocessing, strokes, pictures, corruptions, severities):
-        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(source_code((*PREPROCESSING, strokes, pictures, corruptions, severities)))
     return digest.hexdigest()[:16]
 
 

@@ -1,11 +1,25 @@
 import gzip
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from training.data import DataError, Images, download, epoch_order, load_emnist, load_splits, read_idx, validation_mask, without
+from training.data import (
+    DataError,
+    Images,
+    download,
+    epoch_order,
+    find_data,
+    load_csv,
+    load_emnist,
+    load_mnist,
+    load_splits,
+    read_idx,
+    sample_of_each_class,
+    without,
+)
 from training.settings import DataSettings
 
 
@@ -116,10 +130,10 @@ def test_without_compares_images_alone(emnist):
 
 def test_the_validation_part_is_seeded_and_of_every_class():
     labels = torch.arange(5).repeat_interleave(torch.tensor([3, 40, 100, 400, 4000]))
-    mask = validation_mask(labels, fraction=0.1, limit=50, seed=1)
+    mask = sample_of_each_class(labels, fraction=0.1, limit=50, seed=1)
     assert labels[mask].bincount().tolist() == [1, 4, 10, 40, 50]
-    assert torch.equal(mask, validation_mask(labels, 0.1, 50, seed=1))
-    assert not torch.equal(mask, validation_mask(labels, 0.1, 50, seed=2))
+    assert torch.equal(mask, sample_of_each_class(labels, 0.1, 50, seed=1))
+    assert not torch.equal(mask, sample_of_each_class(labels, 0.1, 50, seed=2))
 
 
 @pytest.mark.parametrize(("balance", "shares"), [(0.0, [0.1, 0.3, 0.6]), (1.0, [1 / 3, 1 / 3, 1 / 3])])
@@ -144,6 +158,94 @@ def test_a_download_without_torchvision_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     with pytest.raises(DataError, match="make train"):
         download(tmp_path)
+    with pytest.raises(DataError, match="downloading MNIST needs torchvision"):
+        find_data(DataSettings(source="mnist"), None)
+    with pytest.raises(DataError, match="downloading EMNIST needs torchvision"):
+        find_data(DataSettings(), str(tmp_path), fetch=True)
+
+
+def test_the_data_is_looked_for_where_it_was_said_to_be(emnist_root):
+    assert find_data(DataSettings(), str(emnist_root), fetch=True) == emnist_root, "what is there is not fetched"
+    assert find_data(DataSettings(source="sd19", path="elsewhere"), str(emnist_root)) == Path("elsewhere")
+    assert find_data(DataSettings(source="names", path="~/mine"), None) == Path.home() / "mine"
+
+
+@pytest.fixture
+def mnist_root(tmp_path, emnist_root):
+    """EMNIST's digits as MNIST has them: upright, and named train and t10k."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        digits = load_emnist(emnist_root, "balanced", part).only("0123456789")
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", digits.images.numpy())
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte.gz", digits.labels.numpy(), compress=True)
+    return tmp_path
+
+
+def test_mnist_is_read_upright(mnist_root, emnist_root):
+    digits = load_emnist(emnist_root, "balanced", "test").only("0123456789")
+    assert load_mnist(mnist_root, "test").fingerprint() == digits.fingerprint()
+    splits = load_splits(DataSettings(source="mnist", validation_fraction=0.2), mnist_root)
+    assert "".join(splits.train.classes) == "0123456789"
+    assert splits.test.fingerprint() == digits.fingerprint()
+    assert load_splits(DataSettings(source="mnist", path=str(mnist_root)), emnist_root).test.fingerprint() == digits.fingerprint()
+
+
+def write_csv(path, raw, split, part, header):
+    images, labels = (read_idx(raw / f"emnist-{split}-{part}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+    rows = [",".join(map(str, [label, *image.ravel()])) for label, image in zip(labels, images, strict=True)]
+    path.write_text("\n".join([*header, *rows]) + "\n")
+
+
+@pytest.mark.parametrize("header", [[], ["label," + ",".join(f"pixel{n}" for n in range(784))]])
+def test_kaggles_rows_are_transposed_too(tmp_path, emnist_root, header):
+    for part in ("train", "test"):
+        write_csv(tmp_path / f"emnist-balanced-{part}.csv", emnist_root / "EMNIST" / "raw", "balanced", part, header)
+    settings = DataSettings(source="kaggle-csv", train_split="balanced")
+    splits, expected = load_splits(settings, tmp_path), load_splits(DataSettings(train_split="balanced"), emnist_root)
+    for part in ("train", "validation", "test"):
+        assert getattr(splits, part).fingerprint() == getattr(expected, part).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "contained no data"),
+        ("label,pixels\n", "contained no data"),
+        ("1,2,3\n", "has 3 columns"),
+        ("1" + ",0" * 784 + "\n1,2\n", "columns changed"),
+        ("1" + ",300" * 784 + "\n", "could not convert string '300'"),
+        ("47" + ",0" * 784 + "\n", "labels must lie in 0 to 46"),
+        ("label,pixels\n1" + ",x" * 784 + "\n", "could not convert"),
+    ],
+)
+def test_damaged_csv_files_say_what_is_wrong(tmp_path, content, message):
+    (tmp_path / "emnist-balanced-test.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_csv(tmp_path, "balanced", "test")
+
+
+def test_a_subset_of_the_classes_has_labels_of_its_own(emnist_root, emnist, copied_root):
+    splits = load_splits(DataSettings(train_split="balanced", classes="b7A"), emnist_root)
+    assert splits.test.classes == splits.train.classes == ("7", "A", "b")
+    for label, c in enumerate("7Ab"):
+        assert torch.equal(splits.test.images[splits.test.labels == label], emnist.images[emnist.labels == emnist.classes.index(c)])
+    assert splits.left_out == {"not in data.classes": 44 * 18}
+    assert len(load_splits(DataSettings(train_split="balanced", classes="digits"), emnist_root).test.classes) == 10
+    for kind in ("images-idx3", "labels-idx1"):
+        raw = copied_root / "EMNIST" / "raw"
+        (raw / f"emnist-balanced-test-{kind}-ubyte").rename(raw / f"emnist-byclass-test-{kind}-ubyte")
+    with pytest.raises(DataError, match="differ in classes"):  # C is a capital in one, and either in the other
+        load_splits(DataSettings(train_split="balanced", test_split="byclass", classes="C"), copied_root)
+    with pytest.raises(DataError, match=r"data\.classes: the images have no class of 'ci'"):
+        load_splits(DataSettings(train_split="balanced", classes="7ci"), emnist_root)
+
+
+def test_a_limit_holds_for_each_class_and_part(emnist_root):
+    splits = load_splits(DataSettings(train_split="balanced", limit=5), emnist_root)
+    assert (splits.train.labels.bincount() + splits.validation.labels.bincount()).tolist() == [5] * 47
+    assert splits.test.labels.bincount().tolist() == [5] * 47
+    assert splits.left_out == {"over data.limit": 8 * 47}
 
 
 def test_some_classes_alone(emnist):

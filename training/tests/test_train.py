@@ -94,6 +94,7 @@ def test_the_command_trains_evaluates_and_exports(tmp_path, emnist_root):
     folder = tmp_path / "runs" / "tiny"
     assert {p.name for p in folder.iterdir()} == {
         "settings.yaml",
+        "data.json",
         "metrics.jsonl",
         "last.pt",
         "best.pt",
@@ -110,6 +111,9 @@ def test_the_command_trains_evaluates_and_exports(tmp_path, emnist_root):
     }
     assert "0 removed: again in validation or test" in done.stderr
     assert "alnum" in done.stdout
+    assert "emnist: 517 train, 47 validation, 282 test images of 0123" in done.stderr
+    data = json.loads((folder / "data.json").read_text())
+    assert data["by_class"]["test"] == dict.fromkeys(BY_MERGE, 6)
     recognizer = Recognizer(folder / "emnist.pt")
     assert set(recognizer.meta["metrics"]) == {"validation", "test"}
     assert recognizer.meta["data"]["images"]["test"] == 282

@@ -1,0 +1,34 @@
+"""What is made once and kept on disk, below the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import BinaryIO
+
+from handlers import framing, picture, polarity, preprocessing, shapes
+
+PREPROCESSING = (picture, polarity, shapes, framing, preprocessing)  # modules that decide what a picture becomes
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "emnist"
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Make the file `path` by `write`, so that whoever finds it finds all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def source_code(modules: Iterable[ModuleType]) -> bytes:
+    """The modules' source, for the key of what they made."""
+    return b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
