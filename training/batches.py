@@ -31,9 +31,10 @@ class Material:
     targets: Tensor  # class probabilities float16 (N, C)
 
 
-def material_of(run: Run) -> Material:
+def material_of(run: Run, copies: Tensor) -> Material:
+    """The training part with its degraded copies, uint8 (copies, N, S, S), moved to the device."""
     train = run.splits.train
-    return Material(*(part.to(run.device) for part in (train.images, train.labels, run.degraded_copies(), run.soft_labels())))
+    return Material(*(part.to(run.device) for part in (train.images, train.labels, copies, run.soft_labels())))
 
 
 def batches(run: Run, step: int) -> Iterator[Tensor]:

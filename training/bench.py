@@ -33,7 +33,7 @@ WARM_UP_STEPS = 3  # compiling is one of them
 def works(run: Run) -> dict[str, Callable[[], object]]:
     """What is timed, by name: one step of each."""
     state, apart = (new_state(run.settings, len(run.splits.train.classes), run.device) for _ in range(2))
-    forward, material = compiled(run, state.model), material_of(run)
+    forward, material = compiled(run, state.model), material_of(run, run.degraded_copies())
     indices = batches(run, 0)
     fixed, at = make_batch(run, material, next(indices), 0)
     targets = material.targets[at].float()

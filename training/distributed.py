@@ -96,14 +96,20 @@ ALONE = Group()
 
 @contextlib.contextmanager
 def join(device: torch.device) -> Iterator[Group]:
-    """The group that torchrun's variables tell of, while the body runs. Raises PeerLost when a process of it ends before the others."""
+    """The group that torchrun's variables tell of, while the body runs.
+
+    Raises PeerLost when a process of it ends before the others, SettingsError for variables that tell of no group.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     try:
-        dist.init_process_group(BACKENDS[device.type], timeout=TIMEOUT)
+        try:
+            dist.init_process_group(BACKENDS[device.type], timeout=TIMEOUT)
+        except ValueError as error:
+            raise SettingsError(f"WORLD_SIZE is set: {error}; torchrun sets all that several processes need") from error
         yield Group(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         if not _tells_of_a_peer(error):
             raise
         raise PeerLost(

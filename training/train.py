@@ -61,7 +61,8 @@ def train(run: Run, resume: bool = False) -> None:
         state.start_from(load_checkpoint(Path(settings.start)))
     log_start(run, state)
     with group.first_on_machine():
-        material, validation = material_of(run), run.validation_images()
+        copies, validation = run.degraded_copies(), run.validation_images()
+    material = material_of(run, copies)
     forward = group.share_gradients(compiled(run, state.model))
     first, started = state.step, time.perf_counter()
     total, done = run.steps * schedule.batch_size, state.step * schedule.batch_size
