@@ -16,6 +16,7 @@ IMAGE_PREFIX       ?= docker.io/library/emnist
 DOCKER             ?= docker
 DOCKER_BUILD_FLAGS ?=
 LOAD_IMAGE         ?=
+MANIFESTS          ?= k8s
 KILL_NODE          ?=
 DEVICE             ?= cpu
 TRAIN_DEVICE       ?= gpu
@@ -39,12 +40,12 @@ TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve mar train evaluate compare bench test test-slow browser-test conformance-test check check-manifests format clean
-.PHONY: images images-serve images-train load-images train-container container-test cluster-test chaos-test load-test sweep bench-serving
+.PHONY: train-bench images images-serve images-train load-images load-train train-container publish roll-out container-test cluster-test chaos-test load-test sweep bench-serving
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME EMNIST_ROOT MODEL PORT WEB_PORT"
-	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE KILL_NODE DEVICE TRAIN_DEVICE (cpu or gpu)"
+	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE MANIFESTS KILL_NODE DEVICE TRAIN_DEVICE (cpu or gpu)"
 	@echo "  of load tests: HOST USERS RUN_TIME SHAPE (steady, step, spike)"
 
 demo: $(VENV)/ready ## package the model, serve it, send the samples, score them, compare
@@ -58,6 +59,9 @@ mar: $(VENV)/ready ## package MODEL into build/emnist.mar
 
 train: $(TRAIN_ENV)/ready ## train RECIPE (flagship, system-a to system-e) into runs/NAME; EMNIST_ROOT: the folder of EMNIST/raw, or of another data.source
 	$(TRAIN_ENV)/bin/python -m training.train --recipe $(RECIPE) --name $(NAME) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
+
+train-bench: $(TRAIN_ENV)/ready ## time training RECIPE beside the bare forward and backward pass of its network; needs EMNIST_ROOT
+	@$(TRAIN_ENV)/bin/python -m training.bench --recipe $(RECIPE) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
 
 evaluate: $(VENV)/ready ## score MODEL on the test images, as they are and in every style of users' pictures; needs EMNIST_ROOT
 	@mkdir -p build
@@ -100,8 +104,27 @@ load-images: images-serve ## bring the images onto the nodes by LOAD_IMAGE, for 
 	$(if $(LOAD_IMAGE),$(LOAD_IMAGE) $(IMAGE_PREFIX)-serve:$(SERVE_TAG))
 	$(if $(LOAD_IMAGE),$(LOAD_IMAGE) $(IMAGE_PREFIX)-batch:$(SERVE_TAG))
 
+load-train: images-train ## bring the training image onto the nodes by LOAD_IMAGE; TRAIN_DEVICE=cpu: without CUDA
+	$(if $(LOAD_IMAGE),$(LOAD_IMAGE) $(IMAGE_PREFIX)-train:$(TRAIN_TAG))
+
 train-container: images-train ## train RECIPE in the container, on a GPU, into the volume `out`; EMNIST comes into the volume `data`
 	$(DOCKER) run --rm $(if $(filter gpu,$(TRAIN_DEVICE)),--gpus all) -v data:/data -v out:/out $(IMAGE_PREFIX)-train:$(TRAIN_TAG) --recipe $(RECIPE) --name $(NAME)
+
+# A ReadWriteOnce volume serves one node at a time, so the model travels by way of this machine, in an image of its own tag.
+PUBLISHED := runs/published/emnist.pt
+publish: $(VENV)/ready ## bring the model of the finished training Job NAME to the service, which rolls without loss; LOAD_IMAGE as above
+	kubectl apply -k $(MANIFESTS)/overlays/train-files
+	@mkdir -p $(dir $(PUBLISHED))
+	kubectl -n emnist wait --for=condition=Ready pod/emnist-train-files --timeout=5m \
+	  && kubectl -n emnist exec emnist-train-files -- cat /out/$(NAME)/emnist.pt > $(PUBLISHED); \
+	  status=$$?; kubectl -n emnist delete pod emnist-train-files; exit $$status
+	version=$$($(PY) -c "from handlers.recognizer import Recognizer; print(Recognizer('$(PUBLISHED)').version)") \
+	  && $(MAKE) roll-out MODEL=$(PUBLISHED) SERVE_TAG=$(SERVE_TAG)-$$version
+
+roll-out: load-images ## the service and the next batch runs get images with MODEL in them, one pod after the other
+	kubectl -n emnist set image deployment/emnist '*=$(IMAGE_PREFIX)-serve:$(SERVE_TAG)'
+	kubectl -n emnist set image cronjob/emnist-batch '*=$(IMAGE_PREFIX)-batch:$(SERVE_TAG)'
+	kubectl -n emnist rollout status deployment/emnist --timeout=10m
 
 TEST_IMAGES = IMAGE_PREFIX=$(IMAGE_PREFIX) VERSION=$(VERSION) DOCKER=$(DOCKER)
 
@@ -110,6 +133,7 @@ container-test: $(VENV)/ready images-serve ## build and try the images; the trai
 	@$(TEST_IMAGES) $(PY) -m pytest -m container k8s
 
 cluster-test: $(VENV)/ready load-images ## try everything on the cluster of the current context, in the namespace emnist
+	$(MAKE) load-train TRAIN_DEVICE=cpu
 	@$(TEST_IMAGES) $(PY) -m pytest -m cluster k8s
 
 # An upgrade needs another version: the same network under another name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,59 +13,91 @@ from training.settings import AugmentSettings
 
 ELASTIC_GRID = 4  # the displacement is drawn on a grid of so many points a side
 BLUR_KERNEL = (0.25, 0.5, 0.25)
+ALL = slice(None)
 
 
-def augment(images: Tensor, settings: AugmentSettings, strength: float = 1.0) -> Tensor:
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of a batch of `count` images, of which those of `part` are wanted: each image's are the same whoever wants it."""
+
+    count: int
+    part: slice
+    device: torch.device
+
+    def uniform(self, limit: float) -> Tensor:
+        """Between -limit and limit, one an image of the part: (P,)."""
+        return _uniform(self.count, limit, self.device)[self.part]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Of a standard normal distribution: (P, *shape)."""
+        return torch.randn(self.count, *shape, device=self.device)[self.part]
+
+    def chosen(self, share: float) -> Tensor:
+        """A `share` of the images, as their places in the whole batch (K,)."""
+        return (torch.rand(self.count, device=self.device) < share).nonzero().squeeze(1)
+
+    def within(self, places: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Of places in the whole batch (K,) and a number for each (K,): those in the part, counted from its start."""
+        start, stop, _ = self.part.indices(self.count)
+        inside = (places >= start) & (places < stop)
+        return places[inside] - start, numbers[inside]
+
+
+def augment(images: Tensor, settings: AugmentSettings, strength: float = 1.0, part: slice = ALL) -> Tensor:
     """Vary images float (B, 1, S, S) in 0..1, light on black; draws from torch's global generator of their device.
 
-    `strength`, 0 to 1, is a factor to all magnitudes and shares; at 0 the images stay as they are.
+    `strength`, 0 to 1, is a factor to all magnitudes and shares; at 0 the images stay as they are. Returns the images of
+    `part` alone, as they would be among all.
     """
-    images = _strokes(images, strength * settings.stroke)
+    draws = Draws(len(images), part, images.device)
+    images = _strokes(images[part], draws, strength * settings.stroke)
     if strength > 0 and any((settings.rotation, settings.shear, settings.scale, settings.shift, settings.elastic)):
-        images = _warp(images, settings, strength)
-    return _blur(images, strength * settings.blur)
+        images = _warp(images, draws, settings, strength)
+    return _blur(images, draws, strength * settings.blur)
 
 
-def _uniform(count: int, limit: float, like: Tensor) -> Tensor:
-    return (torch.rand(count, device=like.device) * 2 - 1) * limit
+def _uniform(count: int, limit: float, device: torch.device) -> Tensor:
+    return (torch.rand(count, device=device) * 2 - 1) * limit
 
 
-def _warp(images: Tensor, settings: AugmentSettings, strength: float) -> Tensor:
+def _warp(images: Tensor, draws: Draws, settings: AugmentSettings, strength: float) -> Tensor:
     """Rotation, shear, scale and shift, and a smooth displacement on top, in one bilinear resampling."""
-    count, _, _, size = images.shape
-    angle = _uniform(count, strength * math.radians(settings.rotation), images)
-    shear = _uniform(count, strength * settings.shear, images)
-    scale_x, scale_y = (1 + _uniform(count, strength * settings.scale, images) for _ in range(2))
-    shift_x, shift_y = (_uniform(count, strength * 2 * settings.shift / size, images) for _ in range(2))  # in units of the half side
+    count, size = len(images), images.shape[-1]
+    angle = draws.uniform(strength * math.radians(settings.rotation))
+    shear = draws.uniform(strength * settings.shear)
+    scale_x, scale_y = (1 + draws.uniform(strength * settings.scale) for _ in range(2))
+    shift_x, shift_y = (draws.uniform(strength * 2 * settings.shift / size) for _ in range(2))  # in units of the half side
     cos, sin = angle.cos(), angle.sin()
     rows = [cos / scale_x, (shear * cos - sin) / scale_x, shift_x, sin / scale_y, (shear * sin + cos) / scale_y, shift_y]
     theta = torch.stack(rows, dim=1).view(count, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (B, S, S, 2)
     if settings.elastic > 0:
-        coarse = torch.randn(count, 2, ELASTIC_GRID, ELASTIC_GRID, device=images.device) * (strength * 2 * settings.elastic / size)
+        coarse = draws.normal(2, ELASTIC_GRID, ELASTIC_GRID) * (strength * 2 * settings.elastic / size)
         smooth = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
         grid = grid + smooth.permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
-def _strokes(images: Tensor, share: float) -> Tensor:
+def _strokes(images: Tensor, draws: Draws, share: float) -> Tensor:
     """Thin or thicken the strokes of a `share` of the images by part of a pixel: a mix with the 3x3 minimum or maximum."""
-    chosen = (torch.rand(len(images), device=images.device) < share).nonzero().squeeze(1)
-    if len(chosen) == 0:
+    places = draws.chosen(share)
+    if len(places) == 0:
         return images
+    chosen, amount = draws.within(places, _uniform(len(places), 0.7, images.device))  # beyond 0.7 thin strokes vanish
     part = images[chosen]
     thick = F.max_pool2d(part, 3, stride=1, padding=1)
     thin = -F.max_pool2d(-part, 3, stride=1, padding=1)
-    amount = _uniform(len(chosen), 0.7, images).view(-1, 1, 1, 1)  # beyond 0.7 thin strokes vanish
+    amount = amount.view(-1, 1, 1, 1)
     varied = part + amount.clamp(min=0) * (thick - part) + (-amount).clamp(min=0) * (thin - part)
     return images.index_copy(0, chosen, varied)
 
 
-def _blur(images: Tensor, share: float) -> Tensor:
+def _blur(images: Tensor, draws: Draws, share: float) -> Tensor:
     """Soften a `share` of the images by a binomial 3x3 filter."""
-    chosen = (torch.rand(len(images), device=images.device) < share).nonzero().squeeze(1)
-    if len(chosen) == 0:
+    places = draws.chosen(share)
+    if len(places) == 0:
         return images
+    chosen, _ = draws.within(places, places)
     line = torch.tensor(BLUR_KERNEL, device=images.device)
     kernel = (line[:, None] * line)[None, None]
     return images.index_copy(0, chosen, F.conv2d(images[chosen], kernel, padding=1))

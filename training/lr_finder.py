@@ -24,12 +24,12 @@ from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
 from training import plots
-from training.augment import augment
+from training.batches import make_batch, material_of
 from training.checkpoint import CheckpointError, load_checkpoint, new_state
-from training.data import DataError, epoch_order, load_splits
+from training.data import DataError, epoch_order, find_data, load_splits
 from training.run import DEVICES, Run, choose_device
 from training.settings import SettingsError, load_recipe
-from training.train import SEED_STRIDE, pick, train_step
+from training.train import train_step
 
 LOWEST, HIGHEST = 1e-5, 10.0
 STEPS = 200
@@ -73,17 +73,15 @@ def sweep(run: Run, low: float, high: float, steps: int) -> Sweep:
     state = new_state(settings, len(train.classes), run.device)
     if settings.start:
         state.start_from(load_checkpoint(Path(settings.start)))
-    images, copies, targets = train.images.to(run.device), run.degraded_copies().to(run.device), run.soft_labels().to(run.device)
+    material = material_of(run, run.degraded_copies())
     order = epoch_order(train.labels, settings.data.balance, torch.Generator().manual_seed(settings.seed)).to(run.device)
     result = Sweep([], [])
     for step in tqdm(range(steps), unit="step"):
         rate = low * (high / low) ** (step / max(1, steps - 1))
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        state.set_rate(rate)
         index = order[(step * schedule.batch_size + torch.arange(schedule.batch_size, device=run.device)) % len(order)]
-        torch.manual_seed(settings.seed * SEED_STRIDE + step)
-        batch = pick(images, copies, index, settings.data.degraded_share).unsqueeze(1).float() / 255  # (B, 1, S, S)
-        loss, _ = train_step(run, state, state.model, augment(batch, settings.augment), targets[index].float())
+        batch, places = make_batch(run, material, index, step % run.steps)
+        loss, _ = train_step(run, state, state.model, batch, material.targets[places].float())
         if not math.isfinite(float(loss)):
             break
         result.rates.append(rate)
@@ -115,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--steps must be {FEWEST} or more")
     try:
         settings = load_recipe(arguments.recipe, arguments.overrides)
-        run = Run(settings, load_splits(settings.data, Path(arguments.emnist_root)), Path(), choose_device(arguments.device))
+        root = find_data(settings.data, arguments.emnist_root)
+        run = Run(settings, load_splits(settings.data, root, settings.model.input_size), Path(), choose_device(arguments.device))
         found = sweep(run, arguments.low, arguments.high, arguments.steps)
         suggestion = found.suggestion()
         plots.save(plots.learning_rates(found.rates, found.losses, found.smooth(), suggestion), arguments.plot)

@@ -27,7 +27,7 @@ SAMPLES = 40  # augmented images of a batch that are shown
 
 
 class Reporter:
-    """Notes steps and epochs at the intervals of `settings.report`. With both at 0 it opens nothing.
+    """Notes steps and epochs at the intervals of `settings.report`, in the process that leads. With both at 0 it opens nothing.
 
     After a resume, what a longer run had noted beyond its last checkpoint is left out by TensorBoard (`purge_step`).
     """
@@ -36,7 +36,7 @@ class Reporter:
         self.run, self.settings = run, run.settings.report
         self.writer: SummaryWriter | None = None
         self.noted = (time.perf_counter(), state.step)  # when and at which step throughput was last counted
-        if self.settings.scalars == 0 and self.settings.figures == 0:
+        if not run.group.leads or (self.settings.scalars == 0 and self.settings.figures == 0):
             return
         self.writer = SummaryWriter(run.folder / "tensorboard", purge_step=state.step + 1 if state.step else None)
         if state.step == 0:

@@ -25,6 +25,7 @@ from training.answers import Answers
 from training.checkpoint import State, load_checkpoint, save_checkpoint
 from training.data import Splits
 from training.degrade.pool import degraded
+from training.distributed import ALONE, Group
 from training.evaluate import evaluate, table
 from training.export import export
 from training.metrics import measure
@@ -59,6 +60,7 @@ class Run:
     splits: Splits
     folder: Path
     device: torch.device
+    group: Group = ALONE
 
     @property
     def steps_per_epoch(self) -> int:
@@ -119,7 +121,8 @@ class Run:
 
     def describe_device(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        return f"{name}, {'bfloat16' if self.autocast else 'float32'}{', compiled' if self.compiles else ''}"
+        processes = f"{self.group.size} processes, each on " if self.group.size > 1 else ""
+        return f"{processes}{name}, {'bfloat16' if self.autocast else 'float32'}{', compiled' if self.compiles else ''}"
 
     def describe_data(self) -> dict[str, Any]:
         parts = {"train": self.splits.train, "validation": self.splits.validation, "test": self.splits.test}

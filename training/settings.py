@@ -209,6 +209,19 @@ def from_dict(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Settings:
         raise SettingsError("; ".join(_explain(dict(e)) for e in error.errors())) from error
 
 
+def differences(old: Settings, new: Settings) -> list[str]:
+    """The fields that differ, as `section.field: old, now new`."""
+
+    def fields(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in tree.items():
+            found |= fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return found
+
+    before, now = fields(old.to_dict()), fields(new.to_dict())
+    return [f"{name}: {before[name]}, now {value}" for name, value in now.items() if before[name] != value]
+
+
 def _explain(error: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "unexpected_keyword_argument":

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from serving.web.settings import Settings, from_environment
+from training.train import INTERRUPTED, WRONG_USE
 
 K8S = Path(__file__).resolve().parents[1]
 FILES = sorted(K8S.glob("*.yaml"))
@@ -210,3 +211,23 @@ def test_the_first_run_is_the_template_of_all_runs():
         ("emnist/if-empty", "fail"),
     }
     assert "ttlSecondsAfterFinished" not in first, "it would be run again by the next apply"
+
+
+@needs_kubectl
+@pytest.mark.parametrize(("overlay", "tag", "gpus"), [("train", "0.1.0", "1"), ("train-cpu", "0.1.0-cpu", None)])
+def test_a_training_job_goes_on_after_an_eviction_and_not_after_a_wrong_setting(overlay, tag, gpus):
+    objects = kustomize(K8S / "overlays" / overlay)
+    (job,) = [found["spec"] for found in objects if found["kind"] == "Job"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["image"] == f"emnist-train:{tag}"
+    assert container["resources"]["limits"].get("nvidia.com/gpu") == gpus
+    assert "--go-on" in container["args"]
+    by_code = {code: rule["action"] for rule in job["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])}
+    assert by_code == {WRONG_USE: "FailJob", INTERRUPTED: "Ignore"}
+    assert {rule["onExitCodes"]["containerName"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule} == {container["name"]}
+    assert job["podReplacementPolicy"] == "Failed"
+    claims = {found["metadata"]["name"] for found in objects if found["kind"] == "PersistentVolumeClaim"}
+    (files,) = [found["spec"] for found in kustomize(K8S / "overlays" / "train-files") if found["kind"] == "Pod"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {mount["name"]: mount["mountPath"] for mount in files["containers"][0]["volumeMounts"]}.items() <= mounts.items()
+    assert {volume["persistentVolumeClaim"]["claimName"] for volume in files["volumes"]} == claims

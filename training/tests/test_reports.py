@@ -213,7 +213,7 @@ def test_the_summary_adds_up_and_leaves_the_network_alone():
     model.stages.eval()
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    rows = summary.layers(model)
+    rows = summary.layers(model, 28)
     assert modes == [module.training for module in model.modules()]
     assert sum(row.parameters for row in rows) == count_parameters(model)
     assert sum(row.multiply_adds for row in rows) == count_multiply_adds(model)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from handlers.labels import BY_MERGE, VIN
 from handlers.recognizer import Recognizer
 from training import train as train_module
+from training.batches import augment_strength, pick
 from training.checkpoint import CheckpointError, load_checkpoint, new_state
 from training.data import load_splits
 from training.run import Run, fit_temperature
@@ -122,7 +123,7 @@ def test_the_command_trains_evaluates_and_exports(tmp_path, emnist_root):
     assert {p: p.stat().st_mtime_ns for p in emnist_root.rglob("*")} == before, "nothing is written where the data is"
 
     again = run_command(tmp_path, "--name", "tiny", "--emnist-root", str(emnist_root))
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert "holds a run already" in again.stderr
 
 
@@ -142,8 +143,38 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path, emnist_root):
     assert load_checkpoint(tmp_path / "runs" / "long" / "last.pt")["resume"]["step"] > 0
 
     refused = run_command(tmp_path, "--name", "long", "--emnist-root", str(emnist_root), "--resume", "--set=seed=3")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "leave out --set" in refused.stderr
+
+
+def test_go_on_starts_goes_on_and_refuses_another_run(tmp_path, emnist_root, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    command = ["--name", "job", "--emnist-root", str(emnist_root), "--go-on", *OVERRIDES, "--set=compile=never", "--set=data.test_pictures=0"]
+    command = [part for part in command if not part.startswith("--set=data.degraded_copies")]
+    evicted = []
+
+    def step_then_end(*arguments):
+        if len(evicted) == 0 and arguments[1].step == 10:
+            evicted.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(*arguments)
+
+    monkeypatch.setattr(train_module, "train_step", step_then_end)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert train_module.main(command) == 130
+        assert "going on" not in caplog.text
+        assert train_module.main([*command, "--set=optimizer.lr=0.3"]) == 2
+        assert "other settings (optimizer.lr: 0.15, now 0.3)" in capsys.readouterr().err
+        assert train_module.main(command) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "going on after step 11 of 16" in caplog.text
+    first = (tmp_path / "runs" / "job" / "metrics.jsonl").read_text()
+    assert len(first.splitlines()) == 2
+    assert train_module.main(command) == 0, "a pod that ended after its training: what is left is done again"
+    assert (tmp_path / "runs" / "job" / "metrics.jsonl").read_text() == first
 
 
 @pytest.mark.parametrize(
@@ -157,7 +188,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path, emnist_root):
 )
 def test_wrong_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert train_module.main(arguments) == 1
+    assert train_module.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train: ")
     assert message in line
@@ -207,16 +238,16 @@ def test_a_share_of_the_batch_is_degraded(emnist):
     images = emnist.images[:200]
     copies = torch.stack([torch.full_like(images, 7), torch.full_like(images, 9)])
     torch.manual_seed(0)
-    picked = train_module.pick(images, copies, torch.arange(200), 0.5)
+    picked = pick(images, copies, torch.arange(200), 0.5)
     kinds = [int((picked == value).all(dim=(1, 2)).sum()) for value in (7, 9)]
     assert min(kinds) > 30
     assert max(kinds) < 70
     same = (picked == images).all(dim=2).all(dim=1)
     assert int(same.sum()) == 200 - sum(kinds)
-    assert torch.equal(train_module.pick(images, copies[:0], torch.arange(200), 0.5), images)
+    assert torch.equal(pick(images, copies[:0], torch.arange(200), 0.5), images)
 
 
 def test_augmentation_fades_out_at_the_end():
     schedule = from_dict({"schedule": {"fade": 0.2}}).schedule
-    strengths = [train_module.augment_strength(schedule, step, 100) for step in (0, 79, 90, 99)]
+    strengths = [augment_strength(schedule, step, 100) for step in (0, 79, 90, 99)]
     assert strengths == pytest.approx([1, 1, 0.5, 0.05])

@@ -1,0 +1,177 @@
+"""Several processes on the CPU, by gloo: they learn as one does, agree on when to stop, and end when one of them is killed."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from handlers.recognizer import Recognizer
+from training import train
+from training.augment import augment
+from training.checkpoint import load_checkpoint
+from training.data import load_splits
+from training.distributed import AGREE_STEPS, Group
+from training.run import Run
+from training.settings import SettingsError, from_dict
+from training.tests.trainer import STOP_STEP
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINER = [sys.executable, str(Path(__file__).parent / "trainer.py")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+TINY = ("data.train_split=balanced", "data.validation_fraction=0.1", "data.degraded_copies=0", "data.test_pictures=0", "model.stem=8")
+TINY += ("model.widths=[8,16,16]", "schedule.batch_size=64", "compile=never", "precision=float32")
+LONGEST_END_S = 15
+
+
+def environment(**variables):
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
+
+
+def command(folder, emnist_root, *overrides):
+    """Of training.train, into `folder`/run."""
+    options = ("--name", "run", "--runs", str(folder), "--emnist-root", str(emnist_root), "--device", "cpu")
+    return ["-m", "training.train", *options, *(f"--set={value}" for value in (*TINY, *overrides))]
+
+
+@contextlib.contextmanager
+def started(count, arguments):
+    """So many processes of one run, without torchrun, which would end them by itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = []
+    try:
+        for rank in range(count):
+            variables = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            processes.append(subprocess.Popen(arguments, env=variables, stderr=subprocess.PIPE, text=True))
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def run_trainer(count, folder, *options):
+    """Run trainer.py in so many processes; what each said."""
+    folder.mkdir(exist_ok=True)
+    with started(count, [*TRAINER, str(folder), *options]) as processes:
+        said = [process.communicate(timeout=120)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * count, said
+    return said
+
+
+def curve(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines], [value for line in lines for value in (line["loss"], line["validation_loss"])]
+
+
+def wait_for_checkpoint(folder):
+    deadline = time.monotonic() + 60
+    while not (folder / "last.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    run_trainer(1, folder)
+    return folder
+
+
+def test_two_processes_learn_as_one(alone, tmp_path):
+    run_trainer(2, tmp_path)
+    steps, values = curve(tmp_path)
+    assert steps == curve(alone)[0]
+    assert values == pytest.approx(curve(alone)[1], rel=1e-4)
+    weights, expected = (load_checkpoint(folder / "last.pt")["weights"] for folder in (tmp_path, alone))
+    assert all(torch.allclose(weights[name], expected[name], atol=1e-4) for name in expected)
+
+
+def test_one_that_is_told_to_end_stops_all_at_the_same_step_and_one_goes_on_alone(alone, tmp_path):
+    said = run_trainer(2, tmp_path, "--stop-rank", "1")
+    stop = -(-STOP_STEP // AGREE_STEPS) * AGREE_STEPS
+    assert all(f"stopped after step {stop} of" in text for text in said)
+    assert load_checkpoint(tmp_path / "last.pt")["resume"]["step"] == stop
+    (said,) = run_trainer(1, tmp_path, "--resume")
+    assert f"going on after step {stop} of" in said
+    assert curve(tmp_path)[1] == pytest.approx(curve(alone)[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_with_one_line(tmp_path, emnist_root, victim):
+    endless = [sys.executable, *command(tmp_path, emnist_root, "schedule.epochs=100000")]
+    with started(2, endless) as processes:
+        wait_for_checkpoint(tmp_path / "run")
+        processes[victim].send_signal(signal.SIGKILL)
+        said = processes[1 - victim].communicate(timeout=LONGEST_END_S)[1]
+        assert processes[1 - victim].returncode == 1
+    assert "Traceback" not in said
+    (line,) = re.findall(r"^train: .*", said, re.MULTILINE)
+    assert line.startswith("train: another process ended")
+    assert "--resume" in line
+
+
+def test_torchrun_trains_and_exports_once(tmp_path, emnist_root):
+    """With batch norm, whose statistics are each process's own: alike, not the same."""
+    said = subprocess.run(
+        [*TORCHRUN, *command(tmp_path, emnist_root, "schedule.epochs=2")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert said.stdout.count("+- SE") == 1
+    assert "2 processes, each on CPU" in said.stderr
+    run, one = tmp_path / "run", tmp_path / "one"
+    assert {path.name for path in run.iterdir()} >= {"last.pt", "best.pt", "metrics.jsonl", "emnist.pt", "README.md"}
+    assert Recognizer(run / "emnist.pt").meta["run"]["step"] > 0
+    one.mkdir()
+    settings = from_dict(yaml.safe_load((run / "settings.yaml").read_text()))
+    train.train(Run(settings, load_splits(settings.data, emnist_root), one, torch.device("cpu")))
+    assert curve(run)[1] == pytest.approx(curve(one)[1], rel=0.03)
+
+
+def test_torchrun_passes_on_the_signal_and_the_run_is_saved(tmp_path, emnist_root):
+    process = subprocess.Popen(
+        [*TORCHRUN, *command(tmp_path, emnist_root, "schedule.epochs=100000")], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_checkpoint(tmp_path / "run")
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=LONGEST_END_S)[1]
+    steps = re.findall(r"train: stopped after step (\d+) of", said)  # one may stand behind the other's progress bar
+    assert steps == [str(load_checkpoint(tmp_path / "run" / "last.pt")["resume"]["step"])] * 2
+
+
+def test_the_parts_make_the_batch_and_vary_as_in_it(emnist):
+    images = emnist.images[:60].unsqueeze(1).float() / 255
+    settings = from_dict({"augment": {"stroke": 0.5, "blur": 0.5}}).augment
+    torch.manual_seed(3)
+    whole = augment(images, settings)
+    varied = []
+    for rank in range(3):
+        torch.manual_seed(3)
+        varied.append(augment(images, settings, part=Group(rank, 3).part(60)))
+    assert torch.allclose(torch.cat(varied), whole, atol=1e-6)
+    with pytest.raises(SettingsError, match="60 cannot be split over 7 processes"):
+        Group(0, 7).part(60)
+
+
+def test_a_half_set_environment_is_one_line(emnist_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert train.main(["--emnist-root", str(emnist_root), "--runs", str(tmp_path), "--device", "cpu"]) == train.WRONG_USE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "torchrun" in line
