@@ -6,6 +6,7 @@ RECIPE      ?= flagship
 EMNIST_ROOT ?=
 CHROMIUM    ?=
 NAME        ?= $(RECIPE)
+MINUTES     ?= 20
 MODEL       ?= serving/models/emnist.pt
 PORT        ?= 8080
 WEB_PORT    ?= 8000
@@ -39,12 +40,12 @@ PIP        := $(PY) -m pip install --quiet --disable-pip-version-check
 TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu)),$(VENV),$(TRAIN_VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve mar train evaluate compare bench test test-slow browser-test conformance-test check check-manifests format clean
+.PHONY: help demo serve mar train reproduce evaluate compare bench test test-slow browser-test conformance-test check check-manifests format clean
 .PHONY: train-bench images images-serve images-train load-images load-train train-container publish roll-out container-test cluster-test chaos-test load-test sweep bench-serving
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME EMNIST_ROOT MODEL PORT WEB_PORT"
+	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME MINUTES EMNIST_ROOT MODEL PORT WEB_PORT"
 	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE MANIFESTS KILL_NODE DEVICE TRAIN_DEVICE (cpu or gpu)"
 	@echo "  of load tests: HOST USERS RUN_TIME SHAPE (steady, step, spike)"
 
@@ -62,6 +63,9 @@ train: $(TRAIN_ENV)/ready ## train RECIPE (flagship, system-a to system-e) into 
 
 train-bench: $(TRAIN_ENV)/ready ## time training RECIPE beside the bare forward and backward pass of its network; needs EMNIST_ROOT
 	@$(TRAIN_ENV)/bin/python -m training.bench --recipe $(RECIPE) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
+
+reproduce: $(TRAIN_ENV)/ready ## five systems' recipes beside the flagship on their data, MINUTES each (2 hours 20); what runs/reproduce holds is kept
+	$(TRAIN_ENV)/bin/python -m training.reproduce --minutes $(MINUTES) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
 
 evaluate: $(VENV)/ready ## score MODEL on the test images, as they are and in every style of users' pictures; needs EMNIST_ROOT
 	@mkdir -p build

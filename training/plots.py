@@ -66,6 +66,21 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     return figure
 
 
+def races(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figure:
+    """Test accuracy against minutes of training: for each system its own points and the flagship's on the same data."""
+    figure = _figure(9, 2.6 * -(-len(curves) // 2))
+    for number, (system, both) in enumerate(curves.items()):
+        axes = figure.add_subplot(-(-len(curves) // 2), 2, number + 1)
+        _tidy(axes, system, "minutes", "test accuracy")
+        for points, name, colour in zip(both, (system, "flagship, same data"), (GREY, BLUE), strict=True):
+            axes.plot([p["minutes"] for p in points], [p["test"] for p in points], color=colour, marker="." if len(points) < 40 else "", label=name)
+        best = max(p["test"] for points in both for p in points)
+        axes.set_ylim(best - 0.15, min(1.0, best + 0.01))  # what comes before is over in the first minute
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.legend(fontsize=SMALL, frameon=False, loc="lower right")
+    return figure
+
+
 def confusion(answers: Answers) -> Figure:
     """Rows are the true classes, each shared out over what it was read as."""
     counts = answers.confusion()

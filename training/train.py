@@ -48,8 +48,11 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM arrived, and the run is saved."""
 
 
-def train(run: Run, resume: bool = False) -> None:
-    """Train; leaves last.pt, best.pt and metrics.jsonl in the run's folder. Raises Interrupted once Ctrl-C has been obeyed."""
+def train(run: Run, resume: bool = False, reporter: Reporter | None = None) -> None:
+    """Train; leaves last.pt, best.pt and metrics.jsonl in the run's folder. Raises Interrupted once Ctrl-C has been obeyed.
+
+    `reporter` is told of steps and epochs in place of the run's own.
+    """
     settings, schedule, group = run.settings, run.settings.schedule, run.group
     group.part(schedule.batch_size)  # refuses a batch that cannot be split
     if run.steps_per_epoch == 0:
@@ -69,8 +72,8 @@ def train(run: Run, resume: bool = False) -> None:
     first, started = state.step, time.perf_counter()
     total, done = run.steps * schedule.batch_size, state.step * schedule.batch_size
     bar = tqdm(total=total, initial=done, unit="img", unit_scale=True, smoothing=0.02, mininterval=1.0, disable=not group.leads)
-    reporting, interrupts = contextlib.closing(Reporter(run, state)), catch_interrupt(alone=group.size == 1)
-    with bar, reporting as reporter, interrupts as interrupted, logging_redirect_tqdm():
+    reporter = reporter or Reporter(run, state)
+    with bar, contextlib.closing(reporter), catch_interrupt(alone=group.size == 1) as interrupted, logging_redirect_tqdm():
         for index in batches(run, state.step):
             if stops(schedule, state.losses):
                 log.info("stopped early: no lower validation loss in %d epochs", schedule.patience)

@@ -16,7 +16,7 @@ from training.settings import DataSettings, Source
 
 @pytest.fixture(scope="module")
 def readme(root):
-    return (root / "README.md").read_text()
+    return (root / "README.md").read_text() + (root / "training" / "README.md").read_text()
 
 
 def test_every_make_target_exists_and_has_a_help_line(root, readme):

@@ -127,7 +127,7 @@ def test_blocks_that_do_not_fit_the_widths():
 
 
 def test_the_readme_lists_the_recipes(root):
-    rows = re.findall(r"^\| `([a-z-]+)` \|.*\| ([\d,]+) \| ([\d.]+) M \|", (root / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z-]+)` \|.*\| ([\d,]+) \| ([\d.]+) M \|", (root / "training" / "README.md").read_text(), re.MULTILINE)
     assert sorted(name for name, *_ in rows) == recipe_names()
     for name, parameters, multiply_adds in rows:
         settings = load_recipe(name)
