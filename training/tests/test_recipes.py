@@ -92,7 +92,7 @@ def test_every_recipe_trains(name, classes, emnist_root, tmp_path):
     overrides = ["schedule.epochs=1", "schedule.batch_size=64", "compile=never", "precision=float32"]
     recipe = load_recipe(name, overrides + (["model.widths=[8, 16, 32, 64]"] if name == "system-c" else []))
     known = "".join(c for c in classes if c in BY_MERGE)
-    settings = replace(recipe, data=replace(recipe.data, train_split="balanced", test_split="balanced", classes=known))
+    settings = replace(recipe, data=replace(recipe.data, source="emnist", train_split="balanced", test_split="balanced", classes=known))
     run = Run(settings, load_splits(settings.data, emnist_root, settings.model.input_size), tmp_path, torch.device("cpu"))
     train(run)
     checkpoint = load_checkpoint(tmp_path / "last.pt")
