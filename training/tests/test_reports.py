@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -106,6 +107,7 @@ def test_what_a_stopped_run_noted_after_its_checkpoint_is_superseded(small_run):
         for state.step in range(first, last + 1):
             reporter.step(state, torch.zeros(4, 1, 28, 28), torch.zeros(4).long(), torch.tensor(loss), torch.zeros(4, 47))
         reporter.close()
+        time.sleep(1.1)  # TensorBoard reads the files in the order of the seconds in their names
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload().Scalars("train/loss")
     assert [(event.step, event.value) for event in events] == [(step, 1.0 if step < 7 else 2.0) for step in range(1, 13)]
 
