@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +19,30 @@ from training.settings import Settings, from_dict, load_recipe
 ROOT = Path(__file__).resolve().parent
 FIXTURES = ROOT / "training" / "tests" / "fixtures"  # 12 training and 6 test images of each EMNIST Balanced class
 MODEL = ROOT / "serving" / "models" / "emnist.pt"
+
+LONGEST_END_S = 10
+
+# A shell's background job starts with SIGINT ignored, which the programs that are tested would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def program():
+    """subprocess.Popen, for a process that is ended with the test, also with one that fails."""
+    processes = []
+
+    def popen(*arguments, **options):
+        processes.append(subprocess.Popen(*arguments, **options))
+        return processes[-1]
+
+    yield popen
+    for process in processes:
+        with process:  # which closes its pipes
+            process.terminate()
+            try:
+                process.wait(LONGEST_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -69,17 +69,18 @@ def time_works(run: Run, steps: int, rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, work in timed.items():
-            _wait(run.device)
+            wait(run.device)
             started = time.perf_counter()
             for _ in range(steps if number else WARM_UP_STEPS):
                 work()
-            _wait(run.device)
+            wait(run.device)
             if number:
                 seconds[name].append((time.perf_counter() - started) / steps)
     return seconds
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

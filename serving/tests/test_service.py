@@ -167,31 +167,31 @@ def descendants(pid):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_stops_everything_it_started(root, mar, number):
+def test_serve_stops_everything_it_started(root, mar, program, number):
     port = free_ports(1)[0]
     command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(port)]
     environment = os.environ | {"PYTHONPATH": str(root)}
-    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        line = process.stdout.readline().strip()
-        assert line.startswith("curl ")
-        answer = subprocess.run(line, shell=True, cwd=root, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
-        assert json.loads(answer.stdout)["character"] == "3"
-        children = descendants(process.pid)
-        assert len(children) >= 4, "Java, two workers and HAProxy"
-        process.send_signal(number)
-        assert process.wait(TIMEOUT_S) == 0
+    process = program(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    line = process.stdout.readline().strip()
+    assert line.startswith("curl ")
+    answer = subprocess.run(line, shell=True, cwd=root, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    assert json.loads(answer.stdout)["character"] == "3"
+    children = descendants(process.pid)
+    assert len(children) >= 4, "Java, two workers and HAProxy"
+    process.send_signal(number)
+    assert process.wait(TIMEOUT_S) == 0
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
 
 
-def test_a_server_that_dies_is_reported(root, mar):
+def test_a_server_that_dies_is_reported(root, mar, program):
     command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(free_ports(1)[0])]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.readline()
-        (java,) = [child for child in psutil.Process(process.pid).children() if "java" in child.name()]
-        children = descendants(process.pid)
-        java.kill()
-        _, stderr = process.communicate(timeout=TIMEOUT_S)
+    process = program(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    (java,) = [child for child in psutil.Process(process.pid).children() if "java" in child.name()]
+    children = descendants(process.pid)
+    java.kill()
+    _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1
     assert "java ended by itself" in stderr
     _, alive = psutil.wait_procs(children, timeout=5)

@@ -109,6 +109,18 @@ def test_one_that_is_told_to_end_stops_all_at_the_same_step_and_one_goes_on_alon
     assert curve(tmp_path)[1] == pytest.approx(curve(alone)[1], rel=1e-4)
 
 
+def test_all_follow_the_validation_loss_that_the_first_has_found(tmp_path):
+    """By it the rate is lowered on a plateau, and training stops early: a process that did otherwise would leave the others waiting."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_trainer(1, one, "--impatient")
+    said = run_trainer(2, two, "--impatient")
+    assert all("stopped early" in text for text in said)
+    rates = [[json.loads(line)["lr"] for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (one, two)]
+    assert rates[0] == rates[1]
+    assert 3 <= len(set(rates[0])) < len(rates[0]) < 60
+    assert curve(two)[1] == pytest.approx(curve(one)[1], rel=1e-3)
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_with_one_line(tmp_path, emnist_root, victim):
     endless = [sys.executable, *command(tmp_path, emnist_root, "schedule.epochs=100000")]

@@ -45,7 +45,6 @@ def test_the_command_trains_both_once_and_draws_them(tmp_path, emnist_root, monk
 
     monkeypatch.setattr(reproduce, "load_recipe", shrunken)
     monkeypatch.setattr(reproduce, "TIMED_STEPS", 1)
-    monkeypatch.setattr(reproduce, "TIMED_ROUNDS", 1)
     arguments = ["--emnist-root", str(emnist_root), "--minutes", "0.02", "--recipes", "system-e", "--folder", str(tmp_path), "--device", "cpu"]
     assert reproduce.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -54,7 +53,8 @@ def test_the_command_trains_both_once_and_draws_them(tmp_path, emnist_root, monk
     assert own["fingerprint"] == rival["fingerprint"]
     assert own["ended"] in {"unfinished", "plateaued"}
     assert own["curve"][-1]["minutes"] < 1
-    assert (rival["ended"], rival["curve"][-1]["epoch"]) == ("finished", pytest.approx(1.0))
+    assert rival["ended"] == "finished"
+    assert rival["curve"][-1]["minutes"] < own["curve"][-1]["minutes"]
     assert (tmp_path / "races.png").stat().st_size > 10_000
     monkeypatch.setattr(reproduce, "train_one", None)
     assert reproduce.main(arguments) == 0

@@ -127,16 +127,16 @@ def test_the_command_trains_evaluates_and_exports(tmp_path, emnist_root):
     assert "holds a run already" in again.stderr
 
 
-def test_ctrl_c_saves_and_resume_goes_on(tmp_path, emnist_root):
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path, emnist_root, program):
     environment = os.environ | {"PYTHONPATH": str(train_module.Path(train_module.__file__).parents[1])}
     command = [sys.executable, "-m", "training.train", "--name", "long", "--emnist-root", str(emnist_root), *OVERRIDES]
     command += ["--set=compile=never", "--set=schedule.epochs=100000"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "runs" / "long" / "last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+    process = program(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "runs" / "long" / "last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume goes on from there" in stderr
     assert "Traceback" not in stderr

@@ -1,4 +1,4 @@
-"""One process of a run, for test_distributed: `python trainer.py FOLDER [--resume] [--stop-rank R]`.
+"""One process of a run, for test_distributed: `python trainer.py FOLDER [--resume] [--stop-rank R] [--impatient]`.
 
 Its net has no batch norm, whose statistics are each process's own, and no kinks, at which rounding would make a difference:
 so several processes compute what one alone does.
@@ -30,6 +30,8 @@ SETTINGS = {
     "precision": "float32",
 }
 
+IMPATIENT = {"name": "plateau", "plateau_factor": 0.5, "plateau_patience": 0, "patience": 3, "epochs": 60, "warmup": 0, "fade": 0}
+
 
 def plain(classes, _):
     return nn.Sequential(nn.Conv2d(1, 8, 5, 2), nn.Tanh(), nn.Conv2d(8, 16, 5, 2), nn.Tanh(), nn.Flatten(), nn.Linear(256, classes))
@@ -40,10 +42,11 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--stop-rank", type=int, default=-1, help="the process that is told to end at STOP_STEP")
+    parser.add_argument("--impatient", action="store_true", help="lower the rate on a plateau, and stop early")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     models.MODELS["resnet"] = plain
-    device, settings = torch.device("cpu"), from_dict(SETTINGS)
+    device, settings = torch.device("cpu"), from_dict(SETTINGS | ({"schedule": SETTINGS["schedule"] | IMPATIENT} if arguments.impatient else {}))
     step = train.train_step
 
     def step_and_signal(run, state, *rest):

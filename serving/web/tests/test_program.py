@@ -23,21 +23,21 @@ from serving.processes import ServerError
 TIMEOUT_S = 30
 
 
-def test_serve_starts_the_page_and_stops_it_first(root, mar):
+def test_serve_starts_the_page_and_stops_it_first(root, mar, program):
     port, web_port = free_ports(2)
     command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(port), "--web-port", str(web_port)]
     environment = os.environ | {"PYTHONPATH": str(root), "API_KEY": "secret"}  # one key for the service and the page
-    with subprocess.Popen(command, cwd=root.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline().startswith("curl ")
-        url = f"http://127.0.0.1:{web_port}"
-        assert "<canvas" in requests.get(url, timeout=TIMEOUT_S).text
-        picture = (SAMPLES / "3_clean.png").read_bytes()
-        assert requests.post(f"{url}/api/predict", data=picture, timeout=TIMEOUT_S).status_code == 401
-        answer = requests.post(f"{url}/api/predict", data=picture, headers={"X-API-Key": "secret"}, timeout=TIMEOUT_S)
-        assert answer.json()["character"] == "3"
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=TIMEOUT_S)
+    process = program(command, cwd=root.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("curl ")
+    url = f"http://127.0.0.1:{web_port}"
+    assert "<canvas" in requests.get(url, timeout=TIMEOUT_S).text
+    picture = (SAMPLES / "3_clean.png").read_bytes()
+    assert requests.post(f"{url}/api/predict", data=picture, timeout=TIMEOUT_S).status_code == 401
+    answer = requests.post(f"{url}/api/predict", data=picture, headers={"X-API-Key": "secret"}, timeout=TIMEOUT_S)
+    assert answer.json()["character"] == "3"
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
     assert f"the page: {url}\n" in stderr
     assert "secret" not in stderr
