@@ -1,4 +1,4 @@
-"""Tables for the README: a small grid of workers, batch size and delay, then 1 to 64 users with the setting of the product.
+"""Tables for load_tests/README.md: a small grid of workers, batch size and delay, then 1 to 64 users with the setting of the product.
 
     python load_tests/sweep.py [--mar build/emnist.mar] [--seconds 20] [--users 1 8 32 64]
 

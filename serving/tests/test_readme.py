@@ -13,10 +13,12 @@ from serving import batch
 from serving.client import Client
 from training.settings import DataSettings, Source
 
+FOLDERS = ("", "k8s", "load_tests", "training")  # with a README each
+
 
 @pytest.fixture(scope="module")
 def readme(root):
-    return (root / "README.md").read_text() + (root / "training" / "README.md").read_text()
+    return "".join((root / folder / "README.md").read_text() for folder in FOLDERS)
 
 
 def test_every_make_target_exists_and_has_a_help_line(root, readme):
@@ -29,8 +31,14 @@ def test_every_module_and_path_exists(root, readme):
     modules = set(re.findall(r"python -m ([a-z_.]+)", readme))
     assert modules >= {"training.train", "training.export", "training.evaluate", "serving.batch"}
     assert all(importlib.util.find_spec(module) for module in modules)
-    for path in re.findall(r"\]\(([^)#:]+)\)", readme) + re.findall(r"`((?:handlers|training|serving|requirements|k8s|load_tests)/[\w./]*)`", readme):
+    for path in re.findall(r"`((?:handlers|training|serving|requirements|k8s|load_tests)/[\w./]*)`", readme):
         assert (root / path).exists(), path
+    for folder in FOLDERS:
+        for path, heading in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", (root / folder / "README.md").read_text()):
+            target = root / folder / (path or "README.md")
+            assert target.exists(), path
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if heading else []
+            assert not heading or heading in [re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-") for name in headings], heading
 
 
 def test_the_figures_are_the_committed_models(recognizer, readme):
