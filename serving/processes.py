@@ -23,8 +23,6 @@ DEFAULT_MAR = Path("build/emnist.mar")
 # The environment's JAVA_OPTIONS replaces them. Each method is compiled once: Java's second compiler takes cores from the workers
 # for the first half minute under load, and gains a few per cent after it.
 DEFAULT_JAVA_OPTIONS = "-Xmx512m -XX:+ExitOnOutOfMemoryError -XX:TieredStopAtLevel=1"
-# For glibc, which else gives the network's memory back to the kernel after each batch, and asks for it again (in bytes).
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(512 << 20), "MALLOC_MMAP_THRESHOLD_": str(256 << 20)}
 REQUEST_TIMEOUT_S = 5
 
 
@@ -48,11 +46,11 @@ def torchserve_command(mar: Path, folder: Path) -> list[str]:
 
 
 def torchserve_environment(folder: Path) -> dict[str, str]:
-    """By which workers count what they do (handlers/metrics.py), in a fresh folder below `folder`, and keep memory between batches."""
+    """By which workers count what they do (handlers/metrics.py), in a fresh folder below `folder`."""
     counts = folder / "metrics"
     shutil.rmtree(counts, ignore_errors=True)
     counts.mkdir(exist_ok=True)
-    return {"PROMETHEUS_MULTIPROC_DIR": str(counts), **KEEP_MEMORY}
+    return {"PROMETHEUS_MULTIPROC_DIR": str(counts)}
 
 
 def haproxy_command() -> list[str]:

@@ -103,7 +103,7 @@ def faults_of(hostile: Hostile, status: int, headers: dict[str, str], body: byte
     if not hostile.ours and (html or not body):
         return []
     if headers.get("content-type") not in {"application/json", "application/octet-stream"} or "x-model-version" not in headers:
-        return [f"headers {headers}"]
+        return [f"status {status}, headers {headers}: {body[:200]!r}"]
     if status == 200 or (not hostile.ours and not body):
         return []
     if not body and not hostile.ours:
