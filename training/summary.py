@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from training.data import CLASSES
+from training.data import CLASSES, DataError
+from training.data.splits import wanted_classes
 from training.models import make_model, multiply_adds
 from training.settings import SettingsError, load_recipe
 
@@ -88,10 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--classes must be 1 or more")
     try:
         settings = load_recipe(arguments.recipe, arguments.overrides)
-    except (SettingsError, OSError) as error:
+        classes = wanted_classes(settings.data.classes) or CLASSES[settings.data.test_split]
+    except (DataError, SettingsError, OSError) as error:
         print(f"summary: {error}", file=sys.stderr)
         return 1
-    model = make_model(settings.model, arguments.classes or len(settings.data.classes or CLASSES[settings.data.test_split]))
+    model = make_model(settings.model, arguments.classes or len(classes))
     print(table(layers(model, settings.model.input_size)))
     return 0
 

@@ -10,6 +10,7 @@ from handlers.labels import BY_MERGE, DIGITS, LOWER, VIN
 from handlers.recognizer import Recognizer
 from training.checkpoint import load_checkpoint, network_of, new_state
 from training.data import CLASSES, load_splits
+from training.data.splits import wanted_classes
 from training.evaluate import evaluate
 from training.export import export
 from training.models import count_multiply_adds, count_parameters, make_model
@@ -36,7 +37,7 @@ def network(name, *overrides):
 @pytest.mark.parametrize(("name", "classes"), SYSTEMS.items())
 def test_the_systems_classes_and_shapes(name, classes):
     settings = load_recipe(name)
-    assert (settings.data.classes or CLASSES[settings.data.train_split]) == classes
+    assert (wanted_classes(settings.data.classes) or CLASSES[settings.data.train_split]) == classes
     size = settings.model.input_size
     assert network(name)(torch.rand(2, 1, size, size)).shape == (2, len(classes))
 

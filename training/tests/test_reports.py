@@ -233,6 +233,11 @@ def test_a_layer_that_is_used_twice_has_its_parameters_once():
     assert [row.multiply_adds for row in rows] == [64 * 9, 64 * 9]
 
 
+def test_the_summary_counts_a_named_type_of_classes(capsys):
+    assert summary.main(["--set", "data.classes=low_letters"]) == 0
+    assert " 26 " in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("head.3"))
+
+
 def test_the_summary_command(capsys):
     assert summary.main(["--set", "model.stem=16", "--classes", "10"]) == 0
     lines = capsys.readouterr().out.splitlines()
