@@ -64,7 +64,7 @@ train: $(TRAIN_ENV)/ready ## train RECIPE (flagship, system-a to system-e) into 
 train-bench: $(TRAIN_ENV)/ready ## time training RECIPE beside the bare forward and backward pass of its network; needs EMNIST_ROOT
 	@$(TRAIN_ENV)/bin/python -m training.bench --recipe $(RECIPE) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
 
-reproduce: $(TRAIN_ENV)/ready ## five systems' recipes beside the flagship on their data, MINUTES each (2 hours 20); what runs/reproduce holds is kept
+reproduce: $(TRAIN_ENV)/ready ## five systems' recipes beside the flagship on their data, MINUTES each (an hour and a half); what runs/reproduce holds is kept
 	$(TRAIN_ENV)/bin/python -m training.reproduce --minutes $(MINUTES) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
 
 evaluate: $(VENV)/ready ## score MODEL on the test images, as they are and in every style of users' pictures; needs EMNIST_ROOT

@@ -74,10 +74,11 @@ def races(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figu
         _tidy(axes, system, "minutes", "test accuracy")
         for points, name, colour in zip(both, (system, "flagship, same data"), (GREY, BLUE), strict=True):
             axes.plot([p["minutes"] for p in points], [p["test"] for p in points], color=colour, marker="." if len(points) < 40 else "", label=name)
-        best = max(p["test"] for points in both for p in points)
-        axes.set_ylim(best - 0.15, min(1.0, best + 0.01))  # what comes before is over in the first minute
+        ends = [max(p["test"] for p in points) for points in both]
+        span = max(2 * (max(ends) - min(ends)), min(0.15, 5 * (1 - max(ends))))  # what comes before is over in the first minute
+        axes.set_ylim(max(ends) - span, max(ends) + span / 15)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(fontsize=SMALL, frameon=False, loc="lower right")
+        axes.legend(fontsize=SMALL, frameon=False)
     return figure
 
 

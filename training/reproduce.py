@@ -4,9 +4,9 @@
 
 A system trains by its recipe until that ends, or for so many minutes; its result is the epoch with the best validation accuracy. The
 flagship gets a third of the minutes which that took, on the very same images and without degraded copies, and its schedule is laid out
-to run down in them: where it ends above the system, it is at least three times as fast. Only training counts as time, with compiling
-from an empty cache and without validation. The test images are read after every epoch, for the curves alone. What the folder
-holds is not run again.
+to run down in them: where it ends above the system, it is at least three times as fast. Each is compiled if some steps tell that this
+gains time. Only training counts as time, with compiling from an empty cache and without validation. The test images are read after
+every epoch, for the curves alone. What the folder holds is not run again.
 """
 
 from __future__ import annotations
@@ -92,15 +92,15 @@ def settings_of(system: str, flagship: bool) -> Settings:
     return replace(chosen, data=data, report=ReportSettings(scalars=0, figures=0, graph=False))
 
 
-def fitted(run: Run, minutes: float) -> Run:
-    """The run with as many epochs as it can do in the time, by the speed of some steps; compiled where that makes them more."""
+def fitted(run: Run, minutes: float, flagship: bool) -> Run:
+    """The run, compiled where it does more steps in the time for it; the flagship's with as many epochs as it can do."""
     fits = []
     for choice in ("always", "never") if run.compiles else ("never",):
         trial = replace(run, settings=replace(run.settings, compile=choice))
         first, *others = step_seconds(trial)
-        epochs = max(0.1, (60 * minutes - first) / statistics.median(others) / run.steps_per_epoch)
-        fits.append(replace(trial, settings=replace(trial.settings, schedule=replace(run.settings.schedule, epochs=epochs))))
-    return max(fits, key=lambda fit: fit.settings.schedule.epochs)
+        fits.append((max(0.1, (60 * minutes - first) / statistics.median(others) / run.steps_per_epoch), trial))
+    epochs, best = max(fits, key=lambda fit: fit[0])
+    return replace(best, settings=replace(best.settings, schedule=replace(run.settings.schedule, epochs=epochs))) if flagship else best
 
 
 def step_seconds(run: Run) -> list[float]:
@@ -121,12 +121,10 @@ def train_one(folder: Path, system: str, minutes: float, root: Path | None, devi
     settings = settings_of(system, flagship)
     splits = load_splits(settings.data, find_data(settings.data, root), settings.model.input_size)
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(settings, splits, folder, device)
-    if flagship:
-        run, minutes = fitted(run, minutes), math.inf
+    run = fitted(Run(settings, splits, folder, device), minutes, flagship)
     ended = "finished"
     with fresh_cache():
-        watch = Watch(run, splits.test, minutes)
+        watch = Watch(run, splits.test, math.inf if flagship else minutes)
         try:
             train(run, reporter=watch)
             if round(watch.curve[-1]["epoch"] * run.steps_per_epoch) < run.steps:
