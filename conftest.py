@@ -13,6 +13,7 @@ import torch
 from handlers.recognizer import Recognizer
 from training.checkpoint import new_state
 from training.data import CLASSES, Images, load_emnist
+from training.data.splits import wanted_classes
 from training.export import export
 from training.settings import Settings, from_dict, load_recipe
 
@@ -115,7 +116,7 @@ def untrained_recipe(tmp_path_factory):
     def make(name: str, *overrides: str) -> Path:
         settings = load_recipe(name, overrides)
         path = tmp_path_factory.mktemp(name) / "emnist.pt"
-        export(_untrained_checkpoint(settings.data.classes or CLASSES[settings.data.train_split], settings), path)
+        export(_untrained_checkpoint(wanted_classes(settings.data.classes) or CLASSES[settings.data.train_split], settings), path)
         return path
 
     return make
