@@ -112,7 +112,9 @@ def join(device: torch.device) -> Iterator[Group]:
             dist.init_process_group(BACKENDS[device.type], timeout=TIMEOUT)
         except ValueError as error:
             raise SettingsError(f"WORLD_SIZE is set: {error}; torchrun sets all that several processes need") from error
-        yield Group(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+        group = Group(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+        yield group
+        group.wait()  # one that leaves early takes its connections from under the others, whose gloo may abort
     except RuntimeError as error:
         if not _tells_of_a_peer(error):
             raise
