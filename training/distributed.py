@@ -22,6 +22,9 @@ from training.settings import SettingsError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # by the device; what is agreed on stays on the CPU
 TIMEOUT = timedelta(minutes=30)  # the longest that one waits for another: the first on a machine may make the degraded copies
+# What the processes tell one another; on the CPU, where nothing waits for a GPU. It lives as long as the process: gloo's threads may hold
+# a tensor a little longer than the call, and one that is theirs alone they free with Python's lock, which aborts a process that ends.
+AGREED = torch.zeros((), dtype=torch.float64)
 AGREE_STEPS = 10  # between two agreements: each makes the processes wait for one another
 
 
@@ -66,20 +69,20 @@ class Group:
         """Whether any process said so; asked by all after the same step, and answered every AGREE_STEPS steps."""
         if self.size == 1:
             return flag
-        return step % AGREE_STEPS == 0 and self._reduce(torch.tensor(float(flag)), dist.ReduceOp.MAX) > 0
+        return step % AGREE_STEPS == 0 and self._reduce(float(flag), dist.ReduceOp.MAX) > 0
 
     def mean(self, value: Tensor) -> float:
         """The mean of a number () over all processes."""
-        return float(value) if self.size == 1 else self._reduce(value.detach().clone().float().cpu(), dist.ReduceOp.SUM) / self.size
+        return float(value) if self.size == 1 else self._reduce(float(value), dist.ReduceOp.SUM) / self.size
 
     def from_first(self, value: float) -> float:
         """The number that the first process has."""
-        return value if self.size == 1 else self._reduce(torch.tensor(value if self.leads else 0.0, dtype=torch.float64), dist.ReduceOp.SUM)
+        return value if self.size == 1 else self._reduce(value if self.leads else 0.0, dist.ReduceOp.SUM)
 
     def wait(self) -> None:
         """Go on when all have come here."""
         if self.size > 1:
-            self._reduce(torch.zeros(()), dist.ReduceOp.SUM)
+            self._reduce(0.0, dist.ReduceOp.SUM)
 
     @contextlib.contextmanager
     def first_on_machine(self) -> Iterator[None]:
@@ -90,9 +93,10 @@ class Group:
         if self.local_rank == 0:
             self.wait()
 
-    def _reduce(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> float:
-        dist.all_reduce(value, operation)  # on the CPU, where nothing waits for a GPU
-        return float(value)
+    def _reduce(self, value: float, operation: dist.ReduceOp.RedOpType) -> float:
+        AGREED.fill_(value)
+        dist.all_reduce(AGREED, operation)
+        return float(AGREED)
 
 
 ALONE = Group()
@@ -112,9 +116,7 @@ def join(device: torch.device) -> Iterator[Group]:
             dist.init_process_group(BACKENDS[device.type], timeout=TIMEOUT)
         except ValueError as error:
             raise SettingsError(f"WORLD_SIZE is set: {error}; torchrun sets all that several processes need") from error
-        group = Group(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
-        yield group
-        group.wait()  # one that leaves early takes its connections from under the others, whose gloo may abort
+        yield Group(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
     except RuntimeError as error:
         if not _tells_of_a_peer(error):
             raise
