@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,9 +24,9 @@ from training.settings import SettingsError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # by the device; what is agreed on stays on the CPU
 TIMEOUT = timedelta(minutes=30)  # the longest that one waits for another: the first on a machine may make the degraded copies
-# What the processes tell one another; on the CPU, where nothing waits for a GPU. It lives as long as the process: gloo's threads may hold
-# a tensor a little longer than the call, and one that is theirs alone they free with Python's lock, which aborts a process that ends.
-AGREED = torch.zeros((), dtype=torch.float64)
+# Gloo's thread may hold what it has reduced for a little longer, and needs Python's lock to let it go: a process that ends meanwhile is
+# aborted (seen in one of twenty).
+MINE_ALONE = 2  # references: one of a name, one of the call that counts them
 AGREE_STEPS = 10  # between two agreements: each makes the processes wait for one another
 
 
@@ -94,9 +96,11 @@ class Group:
             self.wait()
 
     def _reduce(self, value: float, operation: dist.ReduceOp.RedOpType) -> float:
-        AGREED.fill_(value)
-        dist.all_reduce(AGREED, operation)
-        return float(AGREED)
+        number = torch.tensor(value, dtype=torch.float64)  # on the CPU, where nothing waits for a GPU
+        dist.all_reduce(number, operation)
+        while sys.getrefcount(number) > MINE_ALONE:
+            time.sleep(0)
+        return float(number)
 
 
 ALONE = Group()
