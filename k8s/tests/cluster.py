@@ -22,17 +22,14 @@ PREFIX, VERSION = os.environ.get("IMAGE_PREFIX", DEFAULT_PREFIX), os.environ.get
 NAMESPACE, STRANGERS = "emnist", "emnist-strangers"
 SERVE_PODS = "app.kubernetes.io/component=serve"
 
-STRANGER = f"""
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: {STRANGERS}
----
+POD = f"""
 apiVersion: v1
 kind: Pod
 metadata:
-  name: stranger
+  name: NAME
   namespace: {STRANGERS}
+  labels:
+    app.kubernetes.io/name: NAME
 spec:
   terminationGracePeriodSeconds: 1
   containers:
@@ -41,6 +38,16 @@ spec:
       imagePullPolicy: IfNotPresent
       command: [sleep, infinity]
 """
+
+
+def start_pod(name):
+    """Start a pod in which Python runs, in a namespace of its own."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": STRANGERS}}
+    kubectl("apply", "-f", "-", stdin=f"{json.dumps(namespace)}\n---{POD.replace('NAME', name)}")
+
+
+def wait_for_pod(name):
+    wait_for(name, lambda: "Running" in kubectl("get", "pod", name, "--namespace", STRANGERS).stdout, 60)
 
 
 def kubectl(*arguments, stdin=None, check=True, timeout=180):
@@ -106,10 +113,10 @@ def copy_of_the_manifests(folder):
         file.write_text(text if PREFIX == DEFAULT_PREFIX else text.replace("newName: emnist", f"newName: {PREFIX}"))
 
 
-def in_cluster(*arguments, timeout=300):
-    """Run in_cluster.py in the stranger's pod."""
+def in_cluster(*arguments, timeout=300, pod="stranger"):
+    """Run in_cluster.py in a pod of start_pod's."""
     script = (Path(__file__).parent / "in_cluster.py").read_text()
-    command = ("exec", "--namespace", STRANGERS, "--stdin", "stranger", "--", "python", "-", *map(str, arguments))
+    command = ("exec", "--namespace", STRANGERS, "--stdin", pod, "--", "python", "-", *map(str, arguments))
     return json.loads(kubectl(*command, stdin=script, timeout=timeout).stdout)
 
 

@@ -8,7 +8,6 @@ import pytest
 from cluster import (
     NAMESPACE,
     ROOT,
-    STRANGER,
     STRANGERS,
     apply_everything,
     copy_of_the_manifests,
@@ -17,7 +16,9 @@ from cluster import (
     ours,
     ready_count,
     settled,
+    start_pod,
     wait_for,
+    wait_for_pod,
 )
 
 
@@ -49,7 +50,7 @@ def cluster(report, tmp_path_factory):
     if kubectl("get", "namespace", NAMESPACE, check=False).returncode == 0:
         pytest.exit(f"the namespace {NAMESPACE} is there already; this test would delete it: kubectl delete namespace {NAMESPACE}", 1)
     try:
-        kubectl("apply", "-f", "-", stdin=STRANGER)
+        start_pod("stranger")
         folder = tmp_path_factory.mktemp("cluster")
         copy_of_the_manifests(folder)
         started = time.monotonic()
@@ -58,7 +59,7 @@ def cluster(report, tmp_path_factory):
         report("apply to the first pod Ready", f"{time.monotonic() - started:.0f} s", "<= 30 s")
         wait_for("two pods", lambda: ready_count() >= 2, 120)
         report("apply to two pods Ready", f"{time.monotonic() - started:.0f} s")
-        wait_for("the stranger", lambda: "Running" in kubectl("get", "pod", "stranger", "--namespace", STRANGERS).stdout, 60)
+        wait_for_pod("stranger")
         yield Cluster(folder, first_ready_s)
     finally:
         for namespace in (NAMESPACE, STRANGERS):  # by force, for on a node that has vanished nobody says that a pod has ended

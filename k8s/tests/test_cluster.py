@@ -19,6 +19,7 @@ from cluster import (
     PREFIX,
     ROOT,
     SAMPLES,
+    STRANGERS,
     VERSION,
     apply_everything,
     files,
@@ -35,7 +36,9 @@ from cluster import (
     result,
     schedulable_nodes,
     serve_pods,
+    start_pod,
     wait_for,
+    wait_for_pod,
 )
 
 from serving.client import Client
@@ -217,6 +220,28 @@ def test_the_network_policy(report):
     assert closed == [EDGE_PORT]
     assert without == [EDGE_PORT, PROBE_PORT], "TorchServe's own ports are the pod's alone in any case"
     assert in_cluster("load", f"emnist.{NAMESPACE}", 80, "--seconds", 2)["outcomes"].keys() == {"right"}
+
+
+def test_prometheus_alone_reads_the_metrics(cluster, report):
+    """The overlay's policy, whose namespace is made the strangers'; what it lets in is a pod with Prometheus's label."""
+    rendered = kubectl("kustomize", str(cluster.folder / "k8s" / "overlays" / "monitoring")).stdout
+    own_namespace = "kubernetes.io/metadata.name: monitoring"
+    assert rendered.count(own_namespace) == 1
+    kubectl("apply", "-f", "-", stdin=rendered.replace(own_namespace, f"kubernetes.io/metadata.name: {STRANGERS}"))
+    start_pod("prometheus")
+    wait_for_pod("prometheus")
+    (pod, *_) = serve_pods()
+    address, ports = pod["status"]["podIP"], (EDGE_PORT, PROBE_PORT, *INNER_PORTS)
+    wait_for("the way to the metrics", lambda: in_cluster("reach", address, PROBE_PORT, pod="prometheus") == [PROBE_PORT], 30)
+    reached = {name: in_cluster("reach", address, *ports, pod=name) for name in ("prometheus", "stranger")}
+    report("with `overlays/monitoring`: ports that Prometheus reaches, and a stranger", f"{reached['prometheus']}, {reached['stranger']}")
+    assert reached == {"prometheus": [EDGE_PORT, PROBE_PORT], "stranger": [EDGE_PORT]}
+    for path, metric in (("metrics", "haproxy_frontend_http_requests_total"), ("metrics/model", "emnist_workers")):
+        script = f"import urllib.request as u; print(u.urlopen('http://{address}:{PROBE_PORT}/{path}', timeout=5).read().decode())"
+        assert metric in kubectl("exec", "--namespace", STRANGERS, "prometheus", "--", "python", "-c", script).stdout
+    assert get("configmap", "emnist-dashboard")["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(get("configmap", "emnist-dashboard")["data"]["emnist.json"])["panels"]
+    kubectl("delete", "-f", "-", stdin=rendered)
 
 
 def test_a_pod_whose_workers_die_leaves_and_comes_back(report):
