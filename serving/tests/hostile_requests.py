@@ -221,8 +221,8 @@ def slow(rng: random.Random) -> Hostile:
     data = http(PREDICT, sample(rng), [(b"X", b"a" * 200)])
     chunked = b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % rng.choice([PREDICT, V1]) + b"1\r\n[\r\n" * 500
     cut = rng.choice([data[:5], data[:60], data[: data.find(b"\r\n\r\n") + 3], data[:-1], data[: len(data) // 2], chunked, b"P"])
-    if len(cut) > HEAD_BYTES:  # TorchServe waits for the rest
-        return Hostile(cut, frozenset({504}), may_close=True, deadline_s=SILENT_S, slow=True)
+    if len(cut) > HEAD_BYTES:  # TorchServe waits for the rest; HAProxy waits as long for the client as for TorchServe, and either may end it
+        return Hostile(cut, frozenset({400, 504}), may_close=True, deadline_s=SILENT_S, slow=True)
     return Hostile(cut, frozenset({200, 400, 408}), ours=False, may_close=True, deadline_s=SLOW_S, slow=True, pause_s=rng.choice([0, 0, 0.5]))
 
 
