@@ -6,6 +6,7 @@ python -m serving.package [--model serving/models/emnist.pt] [--output build/emn
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,9 @@ def package(model: Path, output: Path, device: str = "cpu") -> str:
         command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", output.stem, "--version", version]
         command += ["--serialized-file", str(model), "--handler", str(ENTRY), "--extra-files", str(stage.parent)]
         command += ["--config-file", str(config), "--export-path", folder]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ARCHIVER_TIMEOUT_S, check=False)
+        # The archiver empties the folder of the model's name among the temporary files: give it temporary files of its own.
+        environment = os.environ | {"TMPDIR": folder}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=ARCHIVER_TIMEOUT_S, check=False)
         made = Path(folder) / f"{output.stem}.mar"
         if done.returncode != 0 or not made.is_file():
             raise RuntimeError(f"torch-model-archiver failed: {(done.stderr or done.stdout).strip()}")

@@ -2,6 +2,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import numpy as np
@@ -129,6 +130,17 @@ def test_every_recipes_export_serves(untrained_recipe, tmp_path, emnist, recipe,
     expected = recognizer.probabilities(np.stack([resize(image, recognizer.input_size)]))[0]
     said = {one.character: one.confidence for one in (answer, *answer.alternatives)}
     assert said == pytest.approx(dict(zip(classes, expected, strict=True)), abs=1e-4)
+
+
+def test_packaging_touches_no_other_temporary_file(model_path, tmp_path, monkeypatch):
+    """The archiver by itself would empty a folder of the model's name there, which may be another packaging's, or a user's."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "emnist").mkdir()
+    (tmp_path / "emnist" / "kept").touch()
+    package(model_path, tmp_path / "out" / "emnist.mar")
+    assert {path.name for path in tmp_path.iterdir()} == {"emnist", "out"}
+    assert (tmp_path / "emnist" / "kept").exists()
 
 
 def test_what_is_no_model_is_refused(tmp_path, capsys):
