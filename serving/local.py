@@ -60,6 +60,7 @@ class Server:
     """A running service; made by `running`. Addresses here: `url` for clients, `probes_url` for Prometheus, `web_url` of the page or ""."""
 
     def __init__(self, mar: Path, folder: Path, host: str, port: int | None, web_port: int | None, log: IO[bytes]) -> None:
+        version = model_version(mar)
         self.model = mar.stem
         self._folder = folder
         self._log = log
@@ -67,7 +68,9 @@ class Server:
         self._load_failed = False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._readers: list[threading.Thread] = []
-        edge, probes, management, metrics, model_metrics, grpc_inference, grpc_management = free_ports(7)
+        self._resources = contextlib.ExitStack()
+        reserved = self._resources.enter_context(reserved_ports(7))
+        edge, probes, management, metrics, model_metrics, grpc_inference, grpc_management = reserved
         inference = folder / "torchserve.sock"
         port = port or edge
         self.management_address = f"{LOOPBACK}:{management}"
@@ -98,7 +101,7 @@ class Server:
             "EDGE_NAME": folder.name,
             "HARD_STOP": f"{HARD_STOP_S}s",
             "MODEL": self.model,
-            "MODEL_VERSION": model_version(mar),
+            "MODEL_VERSION": version,
         }
         try:
             self._start("java", torchserve_command(mar, folder), torchserve | torchserve_environment(folder))
@@ -176,6 +179,7 @@ class Server:
             process.wait()
         for reader in self._readers:
             reader.join(STOP_TIMEOUT_S)
+        self._resources.close()
 
 
 @contextlib.contextmanager
@@ -213,13 +217,22 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody uses at this moment."""
+@contextlib.contextmanager
+def reserved_ports(count: int) -> Iterator[list[int]]:
+    """Free ports of the loopback address that nobody else is given while the body runs.
+
+    On Linux a bound socket that does not listen keeps its port out of the kernel's choice, and a server that sets
+    SO_REUSEADDR, as all of ours do, can still listen there. Elsewhere the ports are only free at first.
+    """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for s in sockets:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             s.bind((LOOPBACK, 0))
-        return [s.getsockname()[1] for s in sockets]
+        ports = [s.getsockname()[1] for s in sockets]
+        if sys.platform != "linux":
+            stack.close()
+        yield ports
 
 
 def _is_free(port: int) -> bool:

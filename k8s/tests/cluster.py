@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from serving.local import free_ports
+from serving.local import reserved_ports
 
 K8S = Path(__file__).resolve().parents[1]
 ROOT = K8S.parent
@@ -178,9 +178,9 @@ def settled(count):
 @contextlib.contextmanager
 def forwarded():
     """The Service's address on this machine, by kubectl port-forward."""
-    (port,) = free_ports(1)
-    command = ["kubectl", "--namespace", NAMESPACE, "port-forward", "service/emnist", f"{port}:80"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with reserved_ports(1) as (port,):
+        command = ["kubectl", "--namespace", NAMESPACE, "port-forward", "service/emnist", f"{port}:80"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + 20
             while socket.socket().connect_ex(("127.0.0.1", port)) != 0 and time.monotonic() < deadline:
@@ -188,6 +188,7 @@ def forwarded():
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+            process.wait()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 `make container-test` builds them first. The settings are the Makefile's variables.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -16,7 +17,7 @@ import pytest
 import requests
 
 from serving.client import Client
-from serving.local import free_ports
+from serving.local import reserved_ports
 
 pytestmark = pytest.mark.container
 
@@ -39,10 +40,10 @@ def docker(*arguments, timeout=120, check=True):
 @pytest.fixture
 def serving():
     """A function that starts the service in a container, with more options, and returns its address."""
-    names = []
+    names, ports = [], contextlib.ExitStack()
 
     def start(*options):
-        name, port = f"emnist-test-{uuid.uuid4().hex[:8]}", free_ports(1)[0]
+        name, (port,) = f"emnist-test-{uuid.uuid4().hex[:8]}", ports.enter_context(reserved_ports(1))
         names.append(name)
         docker("run", "--detach", "--name", name, "--network", "host", *options, SERVE, "--port", str(port))
         url = f"http://127.0.0.1:{port}"
@@ -59,6 +60,7 @@ def serving():
     yield start
     for name in names:
         docker("rm", "--force", name, check=False)
+    ports.close()
 
 
 @pytest.mark.parametrize("user", ["10001:10001", ANY_USER])

@@ -10,7 +10,6 @@ from fake_service import BUSY, OK, RESET, STALL, VERSION, Reply, answer, error, 
 
 from serving.answers import Alternative, Answer, ServiceError
 from serving.client import AHEAD, MAX_PICTURE_BYTES, Client, Retries
-from serving.local import free_ports
 
 SHORT = (2.0, 0.2)  # seconds to connect and to answer
 
@@ -153,13 +152,13 @@ def test_a_slow_answer_is_given_up_and_not_sent_again():
     assert len(service.requests) == 4
 
 
-def test_a_new_connection_that_breaks_is_reported():
+def test_a_new_connection_that_breaks_is_reported(free_port):
     with serving(RESET, Reply(headers={"Connection": "close"}), RESET) as service, Client(service.url) as client:
         assert refusal(client) == ("unreachable", None)
         assert client.predict(b"picture")
         assert refusal(client) == ("unreachable", None), "after an answer that closed its connection, too"
     assert len(service.requests) == 3
-    with Client(f"http://127.0.0.1:{free_ports(1)[0]}") as client, pytest.raises(ServiceError, match=r"cannot be reached: Connection refused$"):
+    with Client(f"http://127.0.0.1:{free_port}") as client, pytest.raises(ServiceError, match=r"cannot be reached: Connection refused$"):
         client.predict(b"picture")
 
 

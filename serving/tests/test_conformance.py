@@ -21,7 +21,7 @@ import pytest
 import tritonclient.http as triton_client
 from conformance_cases import LENGTH, cases
 
-from serving.local import free_ports
+from serving.local import reserved_ports
 
 pytestmark = pytest.mark.conformance
 
@@ -163,10 +163,10 @@ def letter(emnist):
 @pytest.fixture(scope="module")
 def triton(root, tmp_path_factory):
     """The port of a Triton server."""
-    python, (port,), log = root / ".venv-triton" / "bin" / "python", free_ports(1), tmp_path_factory.mktemp("triton") / "log"
+    python, log = root / ".venv-triton" / "bin" / "python", tmp_path_factory.mktemp("triton") / "log"
     # Triton's own Python loads libpython, and must find the one of the environment that it is to run.
     libraries = os.pathsep.join(filter(None, (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))))
-    with log.open("wb") as stream:
+    with log.open("wb") as stream, reserved_ports(1) as (port,):
         command = [python, root / "serving" / "tests" / "triton_server.py", str(port)]
         process = subprocess.Popen(command, env=os.environ | {"LD_LIBRARY_PATH": libraries}, stdout=stream, stderr=subprocess.STDOUT)
         try:

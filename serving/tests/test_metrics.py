@@ -12,7 +12,7 @@ import requests
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.local import LOOPBACK, free_ports
+from serving.local import LOOPBACK, reserved_ports
 from serving.processes import haproxy_command
 
 TIMEOUT_S = 30
@@ -134,8 +134,14 @@ def test_clients_do_not_reach_the_metrics(server):
     assert requests.get(f"{server.probes_url}/metrics/other", timeout=TIMEOUT_S).status_code == 404
 
 
-def test_without_workers_the_edge_still_tells_its_own(tmp_path):
-    edge, probes, nobody = free_ports(3)
+@pytest.fixture
+def ports():
+    with reserved_ports(3) as ports:
+        yield ports
+
+
+def test_without_workers_the_edge_still_tells_its_own(tmp_path, ports):
+    edge, probes, nobody = ports
     environment = {"EDGE_ADDRESS": f"{LOOPBACK}:{edge}", "PROBE_HOST": LOOPBACK, "PROBE_PORT": str(probes)}
     environment |= {"MODEL_METRICS_PORT": str(nobody), "MANAGEMENT_PORT": str(nobody)}
     environment |= {"TORCHSERVE_SOCKET": str(tmp_path / "none"), "ADMIN_SOCKET": str(tmp_path / "admin")}

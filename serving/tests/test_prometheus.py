@@ -10,7 +10,7 @@ import pytest
 import requests
 import yaml
 
-from serving.local import LOOPBACK, free_ports
+from serving.local import LOOPBACK, reserved_ports
 
 TIMEOUT_S = 30
 START_S = 60
@@ -96,31 +96,31 @@ def prometheus(server, overlay, jobs, tmp_path_factory, root):
     config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}, "scrape_configs": jobs}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config | {"rule_files": [str(overlay / "rules.yaml")]}))
     subprocess.run(["promtool", "check", "config", folder / "prometheus.yml"], check=True, timeout=60, stdout=subprocess.DEVNULL)
-    (port,) = free_ports(1)
-    command = [
-        "prometheus",
-        f"--config.file={folder}/prometheus.yml",
-        f"--storage.tsdb.path={folder}/data",
-        f"--web.listen-address={LOOPBACK}:{port}",
-    ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        url = f"http://{LOOPBACK}:{port}"
-        until = time.monotonic() + START_S
-        while not ready(url):
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < until
-            time.sleep(0.2)
-        sample = (root / "serving" / "samples" / "3_clean.png").read_bytes()
-        until = time.monotonic() + SCRAPED_FOR_S
-        while time.monotonic() < until:
-            requests.post(f"{server.url}/predictions/emnist", data=sample, timeout=TIMEOUT_S).raise_for_status()
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(TIMEOUT_S)
+    with reserved_ports(1) as (port,):
+        command = [
+            "prometheus",
+            f"--config.file={folder}/prometheus.yml",
+            f"--storage.tsdb.path={folder}/data",
+            f"--web.listen-address={LOOPBACK}:{port}",
+        ]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            url = f"http://{LOOPBACK}:{port}"
+            until = time.monotonic() + START_S
+            while not ready(url):
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            sample = (root / "serving" / "samples" / "3_clean.png").read_bytes()
+            until = time.monotonic() + SCRAPED_FOR_S
+            while time.monotonic() < until:
+                requests.post(f"{server.url}/predictions/emnist", data=sample, timeout=TIMEOUT_S).raise_for_status()
+                time.sleep(0.2)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(TIMEOUT_S)
 
 
 def ready(url):

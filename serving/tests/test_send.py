@@ -14,7 +14,6 @@ from fake_service import BUSY, OK, VERSION, Reply, answer, error, serving
 
 from serving import send
 from serving.client import Client
-from serving.local import free_ports
 from serving.send import DONE, FAILED, GIVE_UP_AFTER, NO_PICTURES, REFUSED, WRONG_USE
 
 TIMEOUT_S = 30
@@ -48,8 +47,9 @@ def start(*arguments, **options):
     return subprocess.Popen([sys.executable, "-m", "serving.client", *map(str, arguments)], **streams)
 
 
-def unreachable():
-    return f"http://127.0.0.1:{free_ports(1)[0]}"
+@pytest.fixture
+def unreachable(free_port):
+    return f"http://127.0.0.1:{free_port}"
 
 
 def test_the_csv_is_the_batch_programs(server, root, run, tmp_path):
@@ -127,17 +127,17 @@ def test_a_failure_outweighs_a_refusal_and_a_missing_file_is_a_row(folder, run):
     ]
 
 
-def test_a_service_that_is_not_there_is_given_up(tmp_path, run):
+def test_a_service_that_is_not_there_is_given_up(tmp_path, run, unreachable):
     for number in range(GIVE_UP_AFTER + 20):
         (tmp_path / f"{number:02d}.png").write_bytes(b"picture")
-    code, output, log = run(unreachable(), tmp_path, "--format", "csv")
+    code, output, log = run(unreachable, tmp_path, "--format", "csv")
     assert code == FAILED
     assert output.count(b",error,unreachable: ") == GIVE_UP_AFTER
     assert "Connection refused; gave up after 16 of 36 pictures" in log
 
 
-def test_no_picture(tmp_path, run):
-    code, output, log = run(unreachable(), tmp_path, "--format", "csv")
+def test_no_picture(tmp_path, run, unreachable):
+    code, output, log = run(unreachable, tmp_path, "--format", "csv")
     assert (code, output) == (NO_PICTURES, HEADER)
     assert "no picture found" in log
 
@@ -213,8 +213,8 @@ def test_standard_input_in_a_process_of_its_own(server, root):
     assert log.startswith(b"1 pictures in ")
 
 
-def test_nobody_there_is_no_traceback(root):
-    with start(root / "README.md", "--url", unreachable(), cwd=root) as process:
+def test_nobody_there_is_no_traceback(root, unreachable):
+    with start(root / "README.md", "--url", unreachable, cwd=root) as process:
         output, log = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == FAILED
     assert b"unreachable: " in output

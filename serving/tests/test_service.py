@@ -21,7 +21,7 @@ from PIL import Image
 from serving import batch
 from serving.answers import ServiceError
 from serving.client import Client
-from serving.local import free_ports, running
+from serving.local import running
 from serving.package import package
 from serving.processes import ServerError
 
@@ -140,12 +140,12 @@ def test_neighbours_of_bad_pictures_get_their_answers(server, picture):
     assert answers == ["unsupported_format" if number % 3 == 0 else "S" for number in range(120)]
 
 
-def test_the_client_says_what_went_wrong(server, picture):
+def test_the_client_says_what_went_wrong(server, picture, free_port):
     with Client(server.url) as client:
         with pytest.raises(ServiceError, match="unknown alphabet 'greek'") as caught:
             client.predict(picture, alphabet="greek")
         assert (caught.value.code, caught.value.status) == ("unknown_alphabet", 400)
-    nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
+    nobody = f"http://127.0.0.1:{free_port}"
     with Client(nobody) as client, pytest.raises(ServiceError, match="cannot be reached") as caught:
         client.predict(picture)
     assert (caught.value.code, caught.value.status) == ("unreachable", None)
@@ -167,9 +167,8 @@ def descendants(pid):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_stops_everything_it_started(root, mar, program, number):
-    port = free_ports(1)[0]
-    command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(port)]
+def test_serve_stops_everything_it_started(root, mar, program, free_port, number):
+    command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(free_port)]
     environment = os.environ | {"PYTHONPATH": str(root)}
     process = program(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     line = process.stdout.readline().strip()
@@ -184,8 +183,8 @@ def test_serve_stops_everything_it_started(root, mar, program, number):
     assert not alive
 
 
-def test_a_server_that_dies_is_reported(root, mar, program):
-    command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(free_ports(1)[0])]
+def test_a_server_that_dies_is_reported(root, mar, program, free_port):
+    command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(free_port)]
     process = program(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     (java,) = [child for child in psutil.Process(process.pid).children() if "java" in child.name()]

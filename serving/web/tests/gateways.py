@@ -10,7 +10,7 @@ import time
 import httpx
 import uvicorn
 
-from serving.local import free_ports
+from serving.local import reserved_ports
 from serving.web.app import create_app
 from serving.web.connections import configuration
 
@@ -48,21 +48,21 @@ class Service:
 
 @contextlib.contextmanager
 def listening(settings, transport=None, port=None):
-    port = port or free_ports(1)[0]
-    server = uvicorn.Server(configuration(create_app(settings, transport), "127.0.0.1", port))
-    server.capture_signals = contextlib.nullcontext  # the tests' own
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not server.started:
-        assert thread.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(START_TIMEOUT_S)
+    with contextlib.nullcontext([port]) if port else reserved_ports(1) as (own,):
+        server = uvicorn.Server(configuration(create_app(settings, transport), "127.0.0.1", own))
+        server.capture_signals = contextlib.nullcontext  # the tests' own
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not server.started:
+            assert thread.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{own}"
+        finally:
+            server.should_exit = True
+            thread.join(START_TIMEOUT_S)
 
 
 class Line(httpx.AsyncHTTPTransport):

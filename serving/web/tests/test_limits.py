@@ -13,7 +13,6 @@ import pytest
 import requests
 from gateways import listening
 
-from serving.local import free_ports
 from serving.web import connections, uploads
 from serving.web.settings import Settings
 
@@ -159,8 +158,8 @@ def test_a_service_that_never_answers_is_a_deadline(start, service):
     assert response.elapsed.total_seconds() < 5
 
 
-def test_nobody_is_there_at_the_address_of_the_service():
-    with listening(Settings(upstream=f"http://127.0.0.1:{free_ports(1)[0]}")) as url:
+def test_nobody_is_there_at_the_address_of_the_service(free_port):
+    with listening(Settings(upstream=f"http://127.0.0.1:{free_port}")) as url:
         assert code(post(url)) == (502, "upstream_unreachable")
         assert code(requests.get(f"{url}/ready", timeout=TIMEOUT_S)) == (503, "not_ready")
 

@@ -8,7 +8,7 @@ from drawing import SHAPES, answered, draw, says
 from gateways import Line, listening
 from PIL import Image
 
-from serving.local import SAMPLES, free_ports
+from serving.local import SAMPLES
 from serving.web.settings import Settings
 
 pytestmark = pytest.mark.browser
@@ -99,13 +99,13 @@ def test_the_service_goes_and_comes_back(visit, server):
         assert page.locator("#notice").is_hidden()
 
 
-def test_the_gateway_goes_and_comes_back(visit, server):
-    settings, (port,) = Settings(upstream=server.url), free_ports(1)
-    with listening(settings, port=port) as url:
+def test_the_gateway_goes_and_comes_back(visit, server, free_port):
+    settings = Settings(upstream=server.url)
+    with listening(settings, port=free_port) as url:
         page = visit(url)
     draw(page, SHAPES["H"])
     says(page, "#notice", "cannot be reached")
-    with listening(settings, port=port):
+    with listening(settings, port=free_port):
         answered(page, "H")
 
 

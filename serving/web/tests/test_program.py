@@ -17,14 +17,20 @@ import psutil
 import pytest
 import requests
 
-from serving.local import SAMPLES, free_ports, running
+from serving.local import SAMPLES, reserved_ports, running
 from serving.processes import ServerError
 
 TIMEOUT_S = 30
 
 
-def test_serve_starts_the_page_and_stops_it_first(root, mar, program):
-    port, web_port = free_ports(2)
+@pytest.fixture
+def ports():
+    with reserved_ports(2) as ports:
+        yield ports
+
+
+def test_serve_starts_the_page_and_stops_it_first(root, mar, program, ports):
+    port, web_port = ports
     command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(port), "--web-port", str(web_port)]
     environment = os.environ | {"PYTHONPATH": str(root), "API_KEY": "secret"}  # one key for the service and the page
     process = program(command, cwd=root.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -47,7 +53,7 @@ def test_serve_starts_the_page_and_stops_it_first(root, mar, program):
     assert not alive
 
 
-def test_a_taken_port_of_the_page_is_one_line(mar):
+def test_a_taken_port_of_the_page_is_one_line(mar, free_port):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -57,8 +63,7 @@ def test_a_taken_port_of_the_page_is_one_line(mar):
             running(mar, web_port=port),
         ):
             pass
-    (port,) = free_ports(1)
-    with pytest.raises(ServerError, match=f"WEB_PORT={port + 1}$"), running(mar, port, web_port=port):
+    with pytest.raises(ServerError, match=f"WEB_PORT={free_port + 1}$"), running(mar, free_port, web_port=free_port):
         pass
 
 
@@ -72,8 +77,8 @@ def test_make_and_the_image_start_the_page(root):
 
 
 @pytest.mark.parametrize(("name", "value"), [("MAX_IN_FLIGHT", "many"), ("BODY_TIMEOUT_S", "-1"), ("UPSTREAM", "emnist:80")])
-def test_a_setting_that_cannot_be_is_one_line(root, name, value):
-    command = [sys.executable, "-m", "serving.web", "--port", str(free_ports(1)[0])]
+def test_a_setting_that_cannot_be_is_one_line(root, free_port, name, value):
+    command = [sys.executable, "-m", "serving.web", "--port", str(free_port)]
     done = subprocess.run(command, cwd=root, env=os.environ | {name: value}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 2
     assert re.fullmatch(rf"web: {name} must be [^\n]*\n", done.stderr)
@@ -95,7 +100,7 @@ def wait_for(url):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_program_answers_what_it_has_and_ends(root, start, service, number):
+def test_the_program_answers_what_it_has_and_ends(root, start, service, free_port, number):
     """The gateway under test has another gateway as its service, whose answer comes after the signal."""
     asked, free = threading.Event(), threading.Event()
 
@@ -105,12 +110,11 @@ def test_the_program_answers_what_it_has_and_ends(root, start, service, number):
             await asyncio.sleep(0.01)
         return httpx.Response(404)
 
-    (port,) = free_ports(1)
     service.reply = wait
     behind = start()
-    with launch(root, port, UPSTREAM=behind) as process, ThreadPoolExecutor(1) as pool:
-        wait_for(f"http://127.0.0.1:{port}")
-        ready = pool.submit(requests.get, f"http://127.0.0.1:{port}/ready", timeout=TIMEOUT_S)
+    with launch(root, free_port, UPSTREAM=behind) as process, ThreadPoolExecutor(1) as pool:
+        wait_for(f"http://127.0.0.1:{free_port}")
+        ready = pool.submit(requests.get, f"http://127.0.0.1:{free_port}/ready", timeout=TIMEOUT_S)
         assert asked.wait(TIMEOUT_S)
         process.send_signal(number)
         time.sleep(0.3)
