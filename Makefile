@@ -5,6 +5,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RECIPE      ?= flagship
 EMNIST_ROOT ?=
 CHROMIUM    ?=
+TEST_PROCESSES ?= logical
 NAME        ?= $(RECIPE)
 MINUTES     ?= 20
 MODEL       ?= serving/models/emnist.pt
@@ -77,8 +78,9 @@ compare: $(COMPARE_VENV)/ready ## MODEL beside Tesseract (from the system) and R
 bench: $(VENV)/ready ## time preparation, network and batch against their limits
 	@$(PY) -m serving.bench --model $(MODEL)
 
-test: $(VENV)/ready ## the tests that need nothing but .venv
-	@$(PY) -m pytest
+test: $(VENV)/ready ## the tests that need nothing but .venv, in TEST_PROCESSES
+	@mkdir -p build
+	@$(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --timeout 180 --cov --cov-report= --cov-fail-under 80
 
 test-slow: $(VENV)/ready ## the slow tests; some need EMNIST_ROOT
 	@EMNIST_ROOT=$(EMNIST_ROOT) $(PY) -m pytest -m slow

@@ -1,9 +1,11 @@
-"""What the tests of several packages share: real EMNIST images, and small models trained on nothing."""
+"""What the tests of several packages share: real EMNIST images, small models trained on nothing, and one service a run."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from handlers.recognizer import Recognizer
+from serving.local import Server, reserved_ports, running
+from serving.package import package
 from training.checkpoint import new_state
 from training.data import CLASSES, Images, load_emnist
 from training.data.splits import wanted_classes
@@ -22,9 +26,28 @@ FIXTURES = ROOT / "training" / "tests" / "fixtures"  # 12 training and 6 test im
 MODEL = ROOT / "serving" / "models" / "emnist.pt"
 
 LONGEST_END_S = 10
+# pytest-xdist gives the tests of one group to one worker, so that each of these fixtures is made once.
+GROUPS = ("server", "tight", "alone", "finished_run", "untrained", "untrained_recipe")
 
+# One thread a process, here and in what the tests start: the processes are as many as the cores already.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 # A shell's background job starts with SIGINT ignored, which the programs that are tested would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def group_of(item) -> str | None:
+    return next((name for name in GROUPS if name in item.fixturenames), None)
+
+
+def pytest_itemcollected(item):
+    if name := group_of(item):
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
+def pytest_collection_modifyitems(items):
+    """Run the groups first: the largest must not be the last to start."""
+    items.sort(key=lambda item: GROUPS.index(group) if (group := group_of(item)) else len(GROUPS))
 
 
 @pytest.fixture
@@ -46,6 +69,13 @@ def program():
                 process.kill()
 
 
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port that nobody listens on, and that nobody else is given during the test."""
+    with reserved_ports(1) as (port,):
+        yield port
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
@@ -64,6 +94,21 @@ def emnist() -> Images:
 @pytest.fixture(scope="session")
 def model_path() -> Path:
     return MODEL
+
+
+@pytest.fixture(scope="session")
+def mar(tmp_path_factory) -> Path:
+    """The committed model's archive."""
+    path = tmp_path_factory.mktemp("mar") / "emnist.mar"
+    package(MODEL, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(mar) -> Iterator[Server]:
+    """A service of the committed model with the default settings, for every test that needs no other."""
+    with running(mar) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Train a recipe, evaluate it and export it to runs/NAME/emnist.pt.
 
     python -m training.train --recipe flagship --emnist-root DIR [--set optimizer.lr=3e-4] [--resume]
-    torchrun --nproc-per-node=2 -m training.train ...
+    torchrun --standalone --nproc-per-node=2 -m training.train ...
 
 A resumed run continues exactly as an uninterrupted one would, on as many processes.
 """

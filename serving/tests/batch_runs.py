@@ -2,8 +2,8 @@
 
 import csv
 import io
+import logging
 import os
-import subprocess
 import sys
 import time
 from tempfile import TemporaryFile
@@ -32,13 +32,20 @@ def fill(folder, images, count):
     return folder
 
 
-def undisturbed(folder, *arguments):
-    """The bytes of a run to standard output, which keeps no state."""
+def printed(*arguments, expect=DONE):
+    """Run the program here: the bytes of its standard output, and the text of its standard error."""
     with TemporaryFile("w+b") as stream, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", io.TextIOWrapper(stream))
-        assert batch.main(["--input", str(folder), *arguments]) == 0
+        patch.setattr(sys, "stderr", io.StringIO())
+        patch.setattr(logging.getLogger(), "handlers", [])  # pytest's, beside which the program would set up none of its own
+        assert batch.main([*map(str, arguments)]) == expect, sys.stderr.getvalue()
         stream.seek(0)
-        return stream.read()
+        return stream.read(), sys.stderr.getvalue()
+
+
+def undisturbed(folder, *arguments):
+    """The bytes of a run to standard output, which keeps no state."""
+    return printed("--input", folder, *arguments)[0]
 
 
 def run_of(output):
@@ -61,11 +68,10 @@ def wait_until(condition, process):
 
 
 def run(*arguments, expect=DONE):
-    command = [sys.executable, "-m", "serving.batch", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
-    assert done.returncode == expect, done.stderr.decode()
-    assert b"Traceback" not in done.stderr
-    return done.stdout.decode(), done.stderr.decode()
+    """Run the program here: its standard output and its standard error."""
+    stdout, stderr = printed(*arguments, expect=expect)
+    assert "Traceback" not in stderr
+    return stdout.decode(), stderr
 
 
 def parse(text):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from batch_runs import PICTURES, fill
 from PIL import Image
 
 from serving import batch
+from serving.local import running
 from serving.pictures import CHUNK
 
 
@@ -23,6 +25,18 @@ def launch():
         return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stderr=subprocess.PIPE, text=True, **options)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def tight(mar, tmp_path_factory):
+    """A service with few places, which logs every request; its log is the file `log`."""
+    settings = {"LOG_LEVEL": "info", "MAX_IN_FLIGHT": "2", "MAX_STREAMED_IN_FLIGHT": "1", "MAX_QUEUE": "1"}
+    path = tmp_path_factory.mktemp("tight") / "log"
+    with pytest.MonkeyPatch.context() as patch, path.open("wb") as log:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        with running(mar, log=log) as server:
+            yield SimpleNamespace(server=server, log=path)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,8 +24,8 @@ from serving.pictures import find_pictures
 
 
 @pytest.fixture
-def long_run(tmp_path, emnist):
-    """A batch process in the middle of its work, and the folder of its output, where an older CSV lies."""
+def long_run(tmp_path, emnist, launch):
+    """A batch process that has kept some of its work, and the folder of its output, where an older CSV lies."""
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     output.mkdir()
@@ -35,12 +34,8 @@ def long_run(tmp_path, emnist):
     Image.fromarray(image).save(source / "0.png")
     for copy in range(1, 3000):
         os.link(source / "0.png", source / f"{copy}.png")
-    command = [sys.executable, "-m", "serving.batch", "--input", str(source), "--output", str(output / "out.csv")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while len(list(output.iterdir())) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(1)
+    with launch(["--input", source, "--output", output / "out.csv"], OFTEN) as process:
+        wait_until(lambda: kept(output / "out.csv"), process)
         yield process, output
         process.kill()
 
@@ -69,17 +64,19 @@ def test_a_killed_decoder_is_one_clear_line(long_run):
 
 
 def test_decoders_that_hang_are_not_waited_for(long_run, launch):
-    process, _ = long_run
+    process, output = long_run
     process.kill()
-    with launch(process.args[3:], "serving.pictures.CHUNK_TIMEOUT_S = 2") as hanging:
-        while len(decoders := psutil.Process(hanging.pid).children()) < 2:
-            time.sleep(0.05)
-        time.sleep(1)
+    process.wait()
+    before = kept(output / "out.csv")
+    with launch(process.args[3:], f"{OFTEN}; serving.pictures.CHUNK_TIMEOUT_S = 1") as hanging:
+        wait_until(lambda: kept(output / "out.csv") > before, hanging)
+        decoders = psutil.Process(hanging.pid).children()
         for decoder in decoders:
             decoder.suspend()
         _, stderr = hanging.communicate(timeout=30)
     assert hanging.returncode == 1
-    assert stderr.splitlines()[-1].startswith("batch: no picture was decoded for 2 s after ")
+    assert decoders
+    assert stderr.splitlines()[-1].startswith("batch: no picture was decoded for 1 s after ")
     assert not any(decoder.is_running() and decoder.status() != psutil.STATUS_ZOMBIE for decoder in decoders)
 
 

@@ -166,8 +166,8 @@ def descendants(pid):
     return psutil.Process(pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_stops_everything_it_started(root, mar, program, free_port, number):
+def test_serve_stops_everything_it_started(root, mar, program, free_port):
+    """At Ctrl-C; SIGTERM, with the page, is tried in serving/web/tests."""
     command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(free_port)]
     environment = os.environ | {"PYTHONPATH": str(root)}
     process = program(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -177,7 +177,7 @@ def test_serve_stops_everything_it_started(root, mar, program, free_port, number
     assert json.loads(answer.stdout)["character"] == "3"
     children = descendants(process.pid)
     assert len(children) >= 4, "Java, two workers and HAProxy"
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     assert process.wait(TIMEOUT_S) == 0
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
@@ -206,6 +206,7 @@ def test_a_model_that_cannot_load_is_one_line(mar, tmp_path):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_one_line(model_path, tmp_path):
     package(model_path, tmp_path / "emnist.mar", device="gpu")

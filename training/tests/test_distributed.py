@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,10 +26,17 @@ from training.tests.trainer import STOP_STEP
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = [sys.executable, str(Path(__file__).parent / "trainer.py")]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 TINY = ("data.train_split=balanced", "data.validation_fraction=0.1", "data.degraded_copies=0", "data.test_pictures=0", "model.stem=8")
 TINY += ("model.widths=[8,16,16]", "schedule.batch_size=64", "compile=never", "precision=float32")
 LONGEST_END_S = 15
+
+
+@pytest.fixture(autouse=True)
+def rendezvous(free_port, monkeypatch):
+    """Where the processes of a run meet."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port))
 
 
 def environment(**variables):
@@ -46,19 +52,14 @@ def command(folder, emnist_root, *overrides):
 @contextlib.contextmanager
 def started(count, arguments):
     """So many processes of one run, without torchrun, which would end them by itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    processes = []
-    try:
+    with contextlib.ExitStack() as stack:
+        processes = []
         for rank in range(count):
-            variables = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-            processes.append(subprocess.Popen(arguments, env=variables, stderr=subprocess.PIPE, text=True))
+            variables = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
+            process = stack.enter_context(subprocess.Popen(arguments, env=variables, stderr=subprocess.PIPE, text=True))
+            stack.callback(process.kill)
+            processes.append(process)
         yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def run_trainer(count, folder, *options):
@@ -109,6 +110,7 @@ def test_one_that_is_told_to_end_stops_all_at_the_same_step_and_one_goes_on_alon
     assert curve(tmp_path)[1] == pytest.approx(curve(alone)[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_all_follow_the_validation_loss_that_the_first_has_found(tmp_path):
     """By it the rate is lowered on a plateau, and training stops early: a process that did otherwise would leave the others waiting."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -121,7 +123,7 @@ def test_all_follow_the_validation_loss_that_the_first_has_found(tmp_path):
     assert curve(two)[1] == pytest.approx(curve(one)[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed_ends_the_other_with_one_line(tmp_path, emnist_root, victim):
     endless = [sys.executable, *command(tmp_path, emnist_root, "schedule.epochs=100000")]
     with started(2, endless) as processes:
@@ -135,6 +137,7 @@ def test_a_process_that_is_killed_ends_the_other_with_one_line(tmp_path, emnist_
     assert "--resume" in line
 
 
+@pytest.mark.slow
 def test_torchrun_trains_and_exports_once(tmp_path, emnist_root):
     """With batch norm, whose statistics are each process's own: alike, not the same."""
     said = subprocess.run(

@@ -28,6 +28,7 @@ TINY = {
     "compile": "never",
     "precision": "float32",
 }
+NO_REPORT = ["--set=report.scalars=0", "--set=report.figures=0", "--set=data.test_pictures=0", "--set=data.degraded_copies=0"]
 OVERRIDES = [f"--set={section}.{name}={value}" for section in ("data", "model", "schedule") for name, value in TINY[section].items()]
 
 
@@ -130,7 +131,7 @@ def test_the_command_trains_evaluates_and_exports(tmp_path, emnist_root):
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path, emnist_root, program):
     environment = os.environ | {"PYTHONPATH": str(train_module.Path(train_module.__file__).parents[1])}
     command = [sys.executable, "-m", "training.train", "--name", "long", "--emnist-root", str(emnist_root), *OVERRIDES]
-    command += ["--set=compile=never", "--set=schedule.epochs=100000"]
+    command += ["--set=compile=never", "--set=schedule.epochs=100000", *NO_REPORT]
     process = program(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "runs" / "long" / "last.pt").exists() and time.monotonic() < deadline:
@@ -150,8 +151,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path, emnist_root, program):
 def test_go_on_starts_goes_on_and_refuses_another_run(tmp_path, emnist_root, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     monkeypatch.chdir(tmp_path)
-    command = ["--name", "job", "--emnist-root", str(emnist_root), "--go-on", *OVERRIDES, "--set=compile=never", "--set=data.test_pictures=0"]
-    command = [part for part in command if not part.startswith("--set=data.degraded_copies")]
+    command = ["--name", "job", "--emnist-root", str(emnist_root), "--go-on", *OVERRIDES, "--set=compile=never", *NO_REPORT]
     evicted = []
 
     def step_then_end(*arguments):

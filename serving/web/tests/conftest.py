@@ -13,9 +13,23 @@ from gateways import Service, listening
 from serving.web.settings import Settings
 
 
+@pytest.fixture(scope="session")
+def usual():
+    """A model service, and the address of a gateway with the default settings in front of it."""
+    service = Service()
+    with listening(Settings(), httpx.MockTransport(service)) as url:
+        yield service, url
+
+
 @pytest.fixture
-def service():
-    return Service()
+def service(usual):
+    usual[0].forget()
+    return usual[0]
+
+
+@pytest.fixture
+def gateway(usual, service):  # noqa: ARG001  which has forgotten the test before
+    return usual[1]
 
 
 @pytest.fixture
@@ -23,11 +37,6 @@ def start(service):
     """A function that starts a gateway with the settings given, in front of `service`, and returns its address."""
     with contextlib.ExitStack() as stack:
         yield lambda **settings: stack.enter_context(listening(Settings(**settings), httpx.MockTransport(service)))
-
-
-@pytest.fixture
-def gateway(start):
-    return start()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,9 @@ class Service:
     """A model service for what a real one does not do on demand: `reply` is called with each request and returns an answer or raises."""
 
     def __init__(self):
+        self.forget()
+
+    def forget(self):
         self.requests: list[httpx.Request] = []
         self.reply = self.good
 

@@ -63,8 +63,8 @@ def chunks(mebibytes):
         yield b"x" * MEBIBYTE
 
 
-def test_the_largest_picture_passes_and_a_larger_one_does_not(start, service):
-    url = start()
+def test_the_largest_picture_passes_and_a_larger_one_does_not(gateway, service):
+    url = gateway
     largest = b"x" * (16 * MEBIBYTE - 1024)
     assert post(url, data=largest).status_code == 200
     assert post(url, data=iter([largest[:5], largest[5:]]), headers=OCTETS).status_code == 200
@@ -83,9 +83,9 @@ def test_the_largest_picture_passes_and_a_larger_one_does_not(start, service):
     assert len(service.requests) == taken
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_here(start, monkeypatch):
+def test_a_body_that_is_too_large_is_refused_before_it_is_here(gateway, monkeypatch):
     monkeypatch.setattr(uploads, "LINGER_S", 1)
-    answer, seconds = talk(start(), head(17 * MEBIBYTE), *chunks(3), pause_s=0.1)
+    answer, seconds = talk(gateway, head(17 * MEBIBYTE), *chunks(3), pause_s=0.1)
     assert answer.startswith(b"HTTP/1.1 413"), "and nothing that is sent meanwhile resets the connection, which loses the answer"
     assert b"connection: close" in answer.lower()
     assert seconds < 5
@@ -186,10 +186,10 @@ def test_with_the_key_there_is(start, service, caplog, given):
     assert "secret" not in caplog.text
 
 
-def test_other_origins_are_let_in_by_name_alone(start):
+def test_other_origins_are_let_in_by_name_alone(gateway, start):
     origin = {"Origin": "https://one.example.org"}
     preflight = origin | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key,content-type"}
-    closed, opened = start(), start(cors_origins=("https://one.example.org",), api_key="secret")
+    closed, opened = gateway, start(cors_origins=("https://one.example.org",), api_key="secret")
     for response in (post(closed, headers=origin), requests.options(f"{closed}/api/predict", headers=preflight, timeout=TIMEOUT_S)):
         assert "Access-Control-Allow-Origin" not in response.headers
     allowed = requests.options(f"{opened}/api/predict", headers=preflight, timeout=TIMEOUT_S)
@@ -223,26 +223,26 @@ def test_every_answer_has_the_security_headers(start, service):
         assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-Id"])
 
 
-def test_a_request_keeps_its_names(start, service):
+def test_a_request_keeps_its_names(gateway, service):
     sent = {"X-Request-Id": "order-7.a", "traceparent": TRACEPARENT, "tracestate": "a=b"}
-    assert post(start(), headers=sent).headers["X-Request-Id"] == "order-7.a"
+    assert post(gateway, headers=sent).headers["X-Request-Id"] == "order-7.a"
     assert {name: service.requests[0].headers[name] for name in sent} == sent
     assert json.loads(service.requests[0].content.split(b"}", 1)[0].split(b",")[0] + b"}")["id"] == "order-7.a"
 
 
 @pytest.mark.parametrize("name", ["a b", "x" * 129, "", "ä".encode(), 'a"b'])
 @pytest.mark.parametrize("trace", [f"00-{'0' * 32}-b7ad6b7169203331-01", TRACEPARENT.upper(), TRACEPARENT + "-x", f"ff{TRACEPARENT[2:]}", "junk"])
-def test_names_that_are_none_are_replaced(start, service, name, trace):
-    given = post(start(), headers={"X-Request-Id": name, "traceparent": trace, "tracestate": "a=b"}).headers["X-Request-Id"]
+def test_names_that_are_none_are_replaced(gateway, service, name, trace):
+    given = post(gateway, headers={"X-Request-Id": name, "traceparent": trace, "tracestate": "a=b"}).headers["X-Request-Id"]
     assert re.fullmatch(r"[0-9a-f]{32}", given)
     assert service.requests[0].headers["X-Request-Id"] == given
     assert "traceparent" not in service.requests[0].headers
     assert "tracestate" not in service.requests[0].headers
 
 
-def test_each_request_is_one_line_of_the_log(start, caplog):
+def test_each_request_is_one_line_of_the_log(gateway, caplog):
     caplog.set_level("INFO", "serving.web.access")
-    url = start()
+    url = gateway
     response = post(url, params={"alphabet": "vin"}, headers={"traceparent": TRACEPARENT})
     requests.get(f"{url}/nothing?token=secret", timeout=TIMEOUT_S)
     first, second = logged(caplog, 2)
@@ -260,9 +260,9 @@ def test_each_request_is_one_line_of_the_log(start, caplog):
     assert "secret" not in str(second)
 
 
-def test_a_client_that_goes_away_is_logged_as_such(start, caplog):
+def test_a_client_that_goes_away_is_logged_as_such(gateway, caplog):
     caplog.set_level("INFO", "serving.web.access")
-    host, port = start().removeprefix("http://").split(":")
+    host, port = gateway.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), TIMEOUT_S) as s:
         s.sendall(head(1000) + b"x")
         time.sleep(0.2)
