@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ METADATA = "v2-metadata"
 FORM_NAMES = (*FORMS, METADATA)
 DEFAULT_MODEL = "emnist"
 PASS = 64  # pictures in one pass of the network
-READING_S = 10.0  # for the pictures of all rows; what is not decoded by then is refused, long before the server's own time limit
+READING_S = 10.0  # for the pictures of all rows; every row has its share of it, and what is not begun by then is refused
+FIRST_S = 20.0  # by then each row's first picture is begun, whatever its share: well before the server's own limit of 30 s
 HOW_TO_SHORTEN = "send fewer pictures, ask for fewer characters (top_k), or for binary outputs (V2)"
 INTERNAL = Failure("internal_error", "this picture could not be processed; the server's log says why")
 
@@ -66,7 +67,7 @@ class Reading:
     request: Request
     fold: Fold
     top_k: int
-    images: list[Grey | Failure]
+    images: list[Grey | Failure] = field(default_factory=list)
 
 
 def answer_rows(
@@ -81,25 +82,25 @@ def answer_rows(
     observer.begun(headers)
     model = Model(name, recognizer.version, recognizer.input_size)
     forms = [asked if (asked := head.get(PROTOCOL_HEADER)) in FORM_NAMES else "plain" for head in headers]
-    until = time.monotonic() + READING_S
-    begun = [begin(recognizer, model, *row, until, observer) for row in zip(rows, headers, forms, strict=True)]
-    good = [image for row in begun if isinstance(row, Reading) for image in row.images if not isinstance(image, Failure)]
+    started = time.monotonic()
+    begun = [begin(recognizer, model, *row, observer) for row in zip(rows, headers, forms, strict=True)]
+    readings = [row for row in begun if isinstance(row, Reading)]
+    prepare_rows(readings, recognizer.input_size, started, observer)
+    good = [image for row in readings for image in row.images if not isinstance(image, Failure)]
     probabilities = iter(probabilities_of(recognizer, good, observer))
     replies = [row if isinstance(row, Reply) else finish(row, model, probabilities, observer) for row in begun]
     observer.finished(forms, headers)
     return replies
 
 
-def begin(
-    recognizer: Recognizer, model: Model, row: Mapping[str, Any], headers: Mapping[str, str], form: str, until: float, observer: Observer
-) -> Reading | Reply:
-    """Parse a row and prepare its pictures; a Reply if there is nothing to read."""
+def begin(recognizer: Recognizer, model: Model, row: Mapping[str, Any], headers: Mapping[str, str], form: str, observer: Observer) -> Reading | Reply:
+    """Parse a row; a Reply if there is nothing to read."""
     if form == METADATA:
         return v2.metadata(model)
     try:
         request = FORMS[form].parse(row, headers, model)
         fold, top_k = resolve(recognizer, request)
-        return Reading(form, request, fold, top_k, [prepare(picture, recognizer.input_size, until, observer) for picture in request.pictures])
+        return Reading(form, request, fold, top_k)
     except RequestError as error:
         return fail(form, Failure(error.code, str(error)), observer)
     except Exception:  # a fault of ours in one row must not cost its neighbours their answers
@@ -107,12 +108,26 @@ def begin(
         return fail(form, INTERNAL, observer)
 
 
+def prepare_rows(rows: Sequence[Reading], size: int, started: float, observer: Observer) -> None:
+    """Prepare the pictures of all rows, whose parsing `started` at that time of the monotonic clock.
+
+    A row may take as much time as each of those after it would have then. The rows of fewest pictures come first, and what
+    they do not need of theirs passes on to the others: so no request takes the time of those that ask for less.
+    """
+    waiting = sorted(rows, key=lambda row: len(row.request.pictures))
+    for place, row in enumerate(waiting):
+        now = time.monotonic()
+        until = now + (started + READING_S - now) / (len(waiting) - place)
+        for picture in row.request.pictures:
+            row.images.append(prepare(picture, size, until if row.images else started + FIRST_S, observer))
+
+
 def prepare(picture: bytes | Grey, size: int, until: float, observer: Observer) -> Grey | Failure:
     """uint8 (S, S), or why not. A picture that is prepared already passes."""
     if isinstance(picture, np.ndarray):
         return picture
     if time.monotonic() > until:
-        return Failure("overloaded", "the pictures before this one took too long to decode; send it again")
+        return Failure("overloaded", "no time was left to decode this picture; send it again, with fewer in a request")
     started = time.perf_counter()
     try:
         return read_image(picture, size)

@@ -53,12 +53,12 @@ class Recognizer:
             module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location=device, _extra_files=extra
             )
-            self.meta: dict[str, Any] = json.loads(extra[META_FILE])
-            self.classes = tuple(str(label) for label in self.meta["classes"])
-            self.input_size = int(self.meta["input_size"])
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            self.meta = checked(json.loads(extra[META_FILE]))
+        except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"{path} is not a model made by `python -m training.export`: {reason}") from error
+        self.classes: tuple[str, ...] = tuple(self.meta["classes"])
+        self.input_size: int = self.meta["input_size"]
         self._device = torch.device(device)
         self._module = torch.jit.freeze(module.eval())
         self._fold = cache(lambda alphabet: make_fold(self.classes, alphabet))
@@ -77,6 +77,20 @@ class Recognizer:
     def predict(self, images: npt.NDArray[np.uint8], alphabet: str = DEFAULT_ALPHABET, top_k: int = DEFAULT_TOP_K) -> list[Prediction]:
         """Read images uint8 (B, S, S) as characters of `alphabet`; each answer holds `top_k` of them in all."""
         return [read(row, self.fold(alphabet), top_k) for row in self.probabilities(images)]
+
+
+def checked(meta: Any) -> dict[str, Any]:
+    """What a model's file says of it, once it says what is needed here. Raises ValueError."""
+    if not isinstance(meta, dict):
+        raise ValueError(f"{META_FILE} holds no JSON object")
+    classes, size = meta.get("classes"), meta.get("input_size")
+    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) and len(c) == 1 for c in classes):
+        raise ValueError(f"'classes' of {META_FILE} is no list of characters")
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"'classes' of {META_FILE} names a character twice")
+    if type(size) is not int or size < 1:  # a bool is an int, too
+        raise ValueError(f"'input_size' of {META_FILE} is no number of pixels")
+    return meta
 
 
 def read(probabilities: npt.NDArray[np.floating], fold: Fold, top_k: int = DEFAULT_TOP_K) -> Prediction:

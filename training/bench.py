@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from training.batches import batches, make_batch, material_of
 from training.checkpoint import new_state
-from training.data import DataError, find_data, load_splits
+from training.data import DataError, add_root, find_data, load_splits
 from training.run import DEVICES, Run, choose_device
 from training.schedules import learning_rate
 from training.settings import SettingsError, load_recipe
@@ -102,9 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.bench", description="Time training beside the bare passes of its network.")
     parser.add_argument("--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable")
-    parser.add_argument(
-        "--emnist-root", default=os.environ.get("EMNIST_ROOT"), help="folder that holds EMNIST/raw; default: where it was downloaded to"
-    )
+    add_root(parser, "folder that holds EMNIST/raw; default: where it was downloaded to")
     parser.add_argument("--device", choices=DEVICES, default=os.environ.get("TRAIN_DEVICE", "auto"), help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=20, help="of each work in a round; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")

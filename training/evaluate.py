@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from handlers.labels import ALPHABET_NAMES, DEFAULT_ALPHABET, UnknownAlphabet
 from handlers.recognizer import ModelError, Recognizer
 from training import plots
-from training.data import CLASSES, DataError, Images, load_emnist
+from training.data import CLASSES, DataError, Images, add_root, load_emnist
 from training.labelled import score_folder
 from training.metrics import measure
 from training.robustness import markdown, measure_pictures, probabilities_of
@@ -57,7 +56,7 @@ def table(result: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Score an exported model on an EMNIST test file.")
     parser.add_argument("model", type=Path, help="the exported emnist.pt")
-    parser.add_argument("--emnist-root", type=Path, default=os.environ.get("EMNIST_ROOT"), help="folder that holds EMNIST/raw")
+    add_root(parser, "folder that holds EMNIST/raw")
     parser.add_argument("--split", choices=sorted(CLASSES), default="balanced")
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, help="images in every style of users' pictures and corruptions; default: %(default)s"
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.sheets:
                 plots.save(plots.accuracy_bars(score.intervals(), f"Accuracy, {score.fraction()}"), arguments.sheets / "accuracy.png")
             return 0
-        recognizer, data = Recognizer(arguments.model), load_emnist(Path(arguments.emnist_root), arguments.split, "test")
+        recognizer, data = Recognizer(arguments.model), load_emnist(arguments.emnist_root, arguments.split, "test")
         result = evaluate(recognizer, data, arguments.pictures)
         if arguments.sheets:
             contact_sheet(recognizer, data, arguments.sheets / "contact-sheet.png")

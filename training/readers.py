@@ -28,7 +28,7 @@ import torch
 
 from handlers.labels import DEFAULT_ALPHABET, make_fold
 from handlers.recognizer import ModelError, Recognizer, read
-from training.data import DataError, load_emnist
+from training.data import DataError, add_root, load_emnist
 from training.degrade.pictures import USERS
 from training.robustness import SEED, encode, prepare_all
 
@@ -117,10 +117,10 @@ def compare(readers: dict[str, Reader], emnist_root: Path, pictures: int) -> str
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.readers", description="Compare the model with Tesseract and RapidOCR.")
     parser.add_argument("--model", type=Path, default=Path("serving/models/emnist.pt"))
-    parser.add_argument("--emnist-root", type=Path, default=os.environ.get("EMNIST_ROOT"), help="folder that holds EMNIST/raw")
+    add_root(parser, "folder that holds EMNIST/raw")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="a style; default: %(default)s")
     arguments = parser.parse_args(argv)
-    if not arguments.emnist_root:
+    if arguments.emnist_root is None:
         parser.error("give --emnist-root (or EMNIST_ROOT), the folder that holds EMNIST/raw")
     if arguments.pictures < 1:
         parser.error("--pictures must be 1 or more")
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if shutil.which("tesseract") is None:
             raise DataError("Tesseract is not installed: `apt-get install tesseract-ocr`")
         readers = {"this project": our_reader(arguments.model), "Tesseract 5": tesseract_reader(), "RapidOCR": rapidocr_reader()}
-        print(compare(readers, Path(arguments.emnist_root), arguments.pictures))
+        print(compare(readers, arguments.emnist_root, arguments.pictures))
     except (DataError, ModelError, ImportError, OSError, subprocess.SubprocessError) as error:
         print(f"readers: {error}", file=sys.stderr)
         return 1

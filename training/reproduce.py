@@ -31,7 +31,7 @@ from torch._inductor.utils import fresh_cache
 from training import plots
 from training.bench import wait, works
 from training.checkpoint import CheckpointError, State
-from training.data import DataError, Images, find_data, load_splits
+from training.data import DataError, Images, add_root, find_data, load_splits
 from training.models import count_multiply_adds, count_parameters, make_model
 from training.provenance import versions
 from training.reporter import Reporter
@@ -204,7 +204,7 @@ def kept(folder: Path, system: str, minutes: float, *more: Any) -> dict[str, Any
 def main(argv: Sequence[str] | None = None) -> int:
     systems = [name for name in recipe_names() if name != FLAGSHIP]
     parser = argparse.ArgumentParser(prog="python -m training.reproduce", description="Train public systems' recipes beside the flagship.")
-    parser.add_argument("--emnist-root", default=os.environ.get("EMNIST_ROOT"), help="folder that holds EMNIST/raw and MNIST/raw; default: download")
+    add_root(parser, "folder that holds EMNIST/raw and MNIST/raw; default: download")
     parser.add_argument("--recipes", nargs="+", choices=systems, default=systems, metavar="NAME", help=f"of {', '.join(systems)}")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for each system; default: %(default)s")
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"), help="default: %(default)s")

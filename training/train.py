@@ -28,7 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from training.batches import batches, make_batch, material_of
 from training.checkpoint import CheckpointError, State, load_checkpoint, new_state, save_checkpoint
-from training.data import DataError, find_data, load_splits, write_report
+from training.data import DataError, add_root, find_data, load_splits, write_report
 from training.distributed import Group, PeerLost, join
 from training.export import ExportError
 from training.provenance import record_start
@@ -187,9 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train a recipe, evaluate it and export it.")
     parser.add_argument("--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable")
-    parser.add_argument(
-        "--emnist-root", default=os.environ.get("EMNIST_ROOT"), help="folder of the data, such as that of EMNIST/raw; default: download once"
-    )
+    add_root(parser, "folder of the data, such as that of EMNIST/raw; default: download once")
     parser.add_argument("--download", action="store_true", help="download EMNIST or MNIST into --emnist-root if it is not there")
     parser.add_argument("--name", help="the run's folder in --runs; default: the recipe's name")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: %(default)s")

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,8 +119,74 @@ def test_a_fault_in_an_answer_costs_no_other(recognizer, picture, monkeypatch):
 
 
 def test_what_would_take_too_long_is_refused_in_time(recognizer, picture, monkeypatch):
-    monkeypatch.setattr(protocol, "READING_S", -1.0)
+    monkeypatch.setattr(protocol, "FIRST_S", -1.0)
     (reply,) = answer_rows(recognizer, [{"data": picture}])
     assert reply.status == 503
     assert json.loads(reply.body)["error"]["code"] == "overloaded"
     assert reply.headers["Retry-After"] == "1"
+
+
+def beside_a_large_one(large, small, place, count=16):
+    """Rows of one picture `small`, which differ in top_k, and at `place` a row of V1 with the pictures `large`; headers."""
+    rows = [{"data": small, "top_k": str(number + 1)} for number in range(count)]
+    headers = [{} for _ in rows]
+    instances = [{"b64": base64.b64encode(picture).decode()} for picture in large]
+    rows[place], headers[place] = {"data": json.dumps({"instances": instances}).encode()}, {"x-protocol": "v1"}
+    return rows, headers
+
+
+def check_neighbours(replies, place):
+    """Each has its answer, in its place; what the large one is told of each of its pictures: a character or an error's code."""
+    for number, reply in enumerate(replies):
+        assert reply.status == 200
+        if number != place:
+            assert len(json.loads(reply.body)["alternatives"]) == number
+    predictions = json.loads(replies[place].body)["predictions"]
+    return [answer.get("character") or answer["error"]["code"] for answer in predictions]
+
+
+@pytest.mark.parametrize("place", [0, 7, 15])
+def test_a_large_request_takes_no_time_of_its_neighbours(recognizer, picture, monkeypatch, place):
+    """By a clock that only decoding moves: a second for each picture of the large request, half of one for the others."""
+    now = 0.0
+
+    def slow(data, size):
+        nonlocal now
+        now += 0.5 if data == picture else 1.0
+        return read(picture, size)
+
+    read = protocol.read_image
+    monkeypatch.setattr(protocol, "read_image", slow)
+    monkeypatch.setattr(protocol, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now))
+    rows, headers = beside_a_large_one([b"slow"] * 1024, picture, place)
+    said = check_neighbours(answer_rows(recognizer, rows, headers), place)
+    assert said == ["K"] * 3 + ["overloaded"] * 1021, "what the others left of 10 s"
+    assert now == 15 * 0.5 + 3
+
+
+def test_rows_of_equal_size_have_equal_shares_and_each_its_first_picture(recognizer, picture, monkeypatch):
+    now = 0.0
+
+    def slow(*_):
+        nonlocal now
+        now += 3.0
+        return read(picture, 28)
+
+    read = protocol.read_image
+    monkeypatch.setattr(protocol, "read_image", slow)
+    monkeypatch.setattr(protocol, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now))
+    instances = json.dumps({"instances": [{"b64": "AAAA"}] * 3}).encode()
+    replies = answer_rows(recognizer, [{"data": instances}] * 8, [{"x-protocol": "v1"}] * 8)
+    read_of = [sum("character" in answer for answer in json.loads(reply.body)["predictions"]) for reply in replies]
+    assert read_of == [1] * 7 + [0], "the eighth would begin after 21 s"
+
+
+def test_many_large_pictures_leave_their_neighbours_time(recognizer, picture, monkeypatch):
+    """With pictures that take their time, and less of it in all."""
+    monkeypatch.setattr(protocol, "READING_S", 0.3)
+    canvas = np.full((2000, 2000), 255, np.uint8)
+    canvas[500:1500, 950:1050] = 0
+    rows, headers = beside_a_large_one([png(canvas)] * 100, picture, 0)
+    said = check_neighbours(answer_rows(recognizer, rows, headers), 0)
+    assert said[0] != "overloaded"
+    assert said[-1] == "overloaded"

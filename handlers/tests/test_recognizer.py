@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -44,8 +46,25 @@ def test_files_that_are_no_models(tmp_path):
     junk.write_bytes(b"junk")
     bare = tmp_path / "bare.pt"  # TorchScript, but without the extra file
     torch.jit.save(torch.jit.script(torch.nn.Identity()), str(bare))
-    odd = tmp_path / "odd.pt"
-    torch.jit.save(torch.jit.script(torch.nn.Identity()), str(odd), _extra_files={META_FILE: "{}"})
-    for path in (missing, junk, bare, odd):
+    for path in (missing, junk, bare):
         with pytest.raises(ModelError, match=r"is not a model made by `python -m training.export`"):
             Recognizer(path)
+
+
+@pytest.mark.parametrize(
+    ("meta", "reason"),
+    [
+        *((text, "holds no JSON object") for text in ("[]", "28", "null", '"classes"', "NaN")),
+        ("{", "Expecting property name"),
+        *((json.dumps({"classes": classes, "input_size": 28}), "'classes'") for classes in (None, "AB", [], {"A": 0}, 2, [0, 1], ["A", ""], ["AB"])),
+        ('{"input_size": 28}', "'classes'"),
+        ('{"classes": ["A", "B", "A"], "input_size": 28}', "names a character twice"),
+        *((json.dumps({"classes": ["A"], "input_size": size}), "'input_size'") for size in (None, 0, -28, True, 28.0, "28", [28])),
+        ('{"classes": ["A"]}', "'input_size'"),
+    ],
+)
+def test_a_model_that_says_of_itself_what_cannot_be(tmp_path, meta, reason):
+    path = tmp_path / "odd.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), str(path), _extra_files={META_FILE: meta})
+    with pytest.raises(ModelError, match=rf"is not a model made by `python -m training.export`: .*{reason}"):
+        Recognizer(path)

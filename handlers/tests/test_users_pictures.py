@@ -1,21 +1,19 @@
 """The whole test file as users' pictures; needs EMNIST_ROOT, the folder that holds EMNIST/raw."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from handlers.preprocessing import prepare
-from training.data import load_emnist
+from training.data import default_root, load_emnist
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not os.environ.get("EMNIST_ROOT"), reason="EMNIST_ROOT is not set")]
+ROOT = default_root()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(ROOT is None, reason="EMNIST_ROOT is not set")]
 
 
 @pytest.fixture(scope="module")
 def test_images():
-    return load_emnist(Path(os.environ["EMNIST_ROOT"]), "balanced", "test")
+    return load_emnist(ROOT, "balanced", "test")
 
 
 def test_all_test_images_pass_unchanged(test_images):

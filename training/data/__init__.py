@@ -10,6 +10,7 @@ from training.data.cache import cache_folder
 from training.data.files import CLASSES, download, load_csv, load_emnist, load_mnist, read_idx
 from training.data.images import DataError, Images, epoch_order, sample_of_each_class, sample_of_writers, without
 from training.data.report import write_report
+from training.data.root import add_root, default_root
 from training.data.splits import Splits, find_data, load_splits
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "DataError",
     "Images",
     "Splits",
+    "add_root",
     "cache_folder",
+    "default_root",
     "download",
     "epoch_order",
     "find_data",

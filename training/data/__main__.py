@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
 from training.data.images import DataError
 from training.data.report import lines, summary, table
+from training.data.root import add_root
 from training.data.splits import find_data, load_splits
 from training.settings import SettingsError, load_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.data", description="Read a recipe's data and say what was found and refused.")
-    parser.add_argument("root", nargs="?", default=os.environ.get("EMNIST_ROOT"), help="the folder of the data; default: EMNIST_ROOT")
+    add_root(parser, "the folder of the data; default: EMNIST_ROOT, else download", "root", nargs="?")
     parser.add_argument("--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
