@@ -94,14 +94,16 @@ images: images-serve images-train ## build emnist-serve, emnist-batch and emnist
 # An image for a GPU has a tag of its own, so that both can be at hand.
 SERVE_TAG := $(VERSION)$(if $(filter gpu,$(DEVICE)),-gpu)
 TRAIN_TAG := $(VERSION)$(if $(filter cpu,$(TRAIN_DEVICE)),-cpu)
+# The names of an image: `latest` is the one whose tag is the version alone, and none of its variants.
+names      = -t $(1):$(2)$(if $(filter $(VERSION),$(2)), -t $(1):latest)
 BUILD      = $(DOCKER) build $(DOCKER_BUILD_FLAGS) --build-arg VERSION=$(VERSION) --build-arg TORCH_INDEX=$(TORCH_INDEX)
 
 images-serve: ## build emnist-serve and emnist-batch, with MODEL in them
-	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target batch -t $(IMAGE_PREFIX)-batch:$(SERVE_TAG) -t $(IMAGE_PREFIX)-batch:latest .
-	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target serve -t $(IMAGE_PREFIX)-serve:$(SERVE_TAG) -t $(IMAGE_PREFIX)-serve:latest .
+	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target batch $(call names,$(IMAGE_PREFIX)-batch,$(SERVE_TAG)) .
+	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target serve $(call names,$(IMAGE_PREFIX)-serve,$(SERVE_TAG)) .
 
 images-train: ## build emnist-train; TRAIN_DEVICE=cpu: its twin without CUDA
-	$(BUILD) --build-arg DEVICE=$(TRAIN_DEVICE) -f Dockerfile.train -t $(IMAGE_PREFIX)-train:$(TRAIN_TAG) -t $(IMAGE_PREFIX)-train:latest .
+	$(BUILD) --build-arg DEVICE=$(TRAIN_DEVICE) -f Dockerfile.train $(call names,$(IMAGE_PREFIX)-train,$(TRAIN_TAG)) .
 
 load-images: images-serve ## bring the images onto the nodes by LOAD_IMAGE, for instance LOAD_IMAGE="kind load docker-image"
 	@$(if $(LOAD_IMAGE),,echo "LOAD_IMAGE is empty: the nodes must find $(IMAGE_PREFIX)-serve:$(SERVE_TAG) and -batch by themselves")
