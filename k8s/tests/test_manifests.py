@@ -103,6 +103,14 @@ def test_apply_f_and_apply_k_mean_the_same():
 
 
 @needs_kubectl
+def test_the_overlay_that_stands_in_the_place_of_everything_leaves_nothing_out():
+    def names(objects):
+        return {(found["kind"], found["metadata"]["name"]) for found in objects}
+
+    assert names(kustomize(K8S / "overlays" / "nfs")) == names(BASE) | {("PersistentVolume", "emnist-pictures")}
+
+
+@needs_kubectl
 def test_one_line_changes_the_namespace_or_the_tag(tmp_path):
     for file in [*FILES, K8S / "Kustomization"]:
         shutil.copy(file, tmp_path)
