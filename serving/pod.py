@@ -30,8 +30,8 @@ DEFAULT_DRAIN_S = "8"  # for Services to forget the pod, and for clients to have
 EDGE_PORT = 8080
 RESOLV_CONF = Path("/etc/resolv.conf")
 SOCKET_TIMEOUT_S = 2
-LAST_ANSWERS_S = 10
 POLL_S = 0.2
+UNITS_S = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}  # of HAProxy's times
 
 
 def torchserve(mar: Path) -> int:
@@ -69,17 +69,33 @@ def started(mar: Path) -> int:
 
 
 def drain(_mar: Path) -> int:
-    """Let every answer say `Connection: close`, wait, then take no more connections and wait for those that are left."""
+    """Let every answer say `Connection: close`, wait, then take no more connections and wait for the answers that are still to come."""
     ask("set server draining/flag state maint")
     time.sleep(drain_seconds())
     ask("shutdown frontend edge")
-    last = time.monotonic() + LAST_ANSWERS_S
-    while time.monotonic() < last:
-        edge_line = next(csv.DictReader(io.StringIO(ask("show stat edge 1 -1").removeprefix("# "))), {"scur": "0"})
-        if edge_line["scur"] == "0":
-            break
+    last = time.monotonic() + longest_answer_s()
+    while requests_in_flight() and time.monotonic() < last:
         time.sleep(POLL_S)
     return 0
+
+
+def longest_answer_s() -> float:
+    """How long a request waits for its answer at most, by the settings that HAProxy runs with. Raises OSError."""
+    return sum(seconds(ask(f"show env {name}").strip().partition("=")[2]) for name in ("QUEUE_TIMEOUT", "ANSWER_TIMEOUT"))
+
+
+def seconds(time_of_haproxy: str) -> float:
+    """Of "30s", "500ms" and the like. Raises ValueError."""
+    unit = time_of_haproxy.lstrip("0123456789")
+    if unit not in UNITS_S:
+        raise ValueError(f"'{time_of_haproxy}' is no time for HAProxy")
+    return int(time_of_haproxy.removesuffix(unit)) * UNITS_S[unit]
+
+
+def requests_in_flight() -> int:
+    """Requests at the edge that have begun and are not answered; connections that are idle do not count. Raises OSError."""
+    edge_line = next(csv.DictReader(io.StringIO(ask("show stat edge 1 -1").removeprefix("# "))))
+    return int(edge_line["h1_open_streams"])
 
 
 def drain_seconds() -> float:

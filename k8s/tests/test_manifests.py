@@ -10,6 +10,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from serving.local import STOP_TIMEOUT_S
+from serving.pod import seconds
+from serving.web.connections import configuration
 from serving.web.settings import Settings, from_environment
 from training.train import INTERRUPTED, WRONG_USE
 
@@ -193,10 +196,17 @@ def test_the_page_calls_the_service_and_nobody_else():
     assert {variable["name"]: variable["valueFrom"]["secretKeyRef"]["optional"] for variable in container["env"]} == {"API_KEY": True}
 
 
-def test_the_pod_outlives_its_draining():
-    pod = one("Deployment", "emnist")["spec"]["template"]["spec"]
-    drain = float(next(found for found in BASE if found["metadata"]["name"] == "emnist-haproxy")["data"]["DRAIN_SECONDS"])
-    assert pod["terminationGracePeriodSeconds"] > drain + 10 + 10
+def test_a_pod_outlives_its_draining_and_its_longest_answer():
+    edge, page = one("ConfigMap", "emnist-haproxy")["data"], from_environment(one("ConfigMap", "emnist-web")["data"])
+    longest_answer_s = seconds(edge["QUEUE_TIMEOUT"]) + seconds(edge["ANSWER_TIMEOUT"])
+    spec = one("Deployment", "emnist")["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] >= float(edge["DRAIN_SECONDS"]) + longest_answer_s + STOP_TIMEOUT_S
+    assert page.answer_timeout_s > longest_answer_s
+    spec = one("Deployment", "emnist-web")["spec"]["template"]["spec"]
+    _, hook_s = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    uvicorn = configuration(None, "127.0.0.1", 0, page.longest_answer_s)
+    assert uvicorn.timeout_graceful_shutdown >= page.body_timeout_s + page.answer_timeout_s
+    assert spec["terminationGracePeriodSeconds"] > int(hook_s) + uvicorn.timeout_graceful_shutdown
 
 
 @needs_kubectl

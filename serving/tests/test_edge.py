@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import io
+import os
 import re
 import socket
 import threading
@@ -15,7 +16,8 @@ from PIL import Image
 from watch import java_of
 
 from serving import pod
-from serving.local import running
+from serving.local import free_ports, running
+from serving.processes import haproxy_command
 
 TIMEOUT_S = 30
 
@@ -31,6 +33,29 @@ def picture(emnist):
 @pytest.fixture
 def samples(root):
     return sorted((root / "serving" / "samples").iterdir())
+
+
+@pytest.fixture
+def edge(program, tmp_path, monkeypatch):
+    """A function that starts HAProxy alone, with no TorchServe behind it, and returns its port; pod.py finds its admin socket."""
+
+    def start(**settings):
+        port, probes, management, metrics = free_ports(4)
+        addresses = {"EDGE_ADDRESS": f"127.0.0.1:{port}", "PROBE_HOST": "127.0.0.1", "PROBE_PORT": str(probes)}
+        addresses |= {"MANAGEMENT_PORT": str(management), "MODEL_METRICS_PORT": str(metrics), "TORCHSERVE_SOCKET": str(tmp_path / "none")}
+        monkeypatch.setenv("ADMIN_SOCKET", str(tmp_path / "haproxy.sock"))
+        program(haproxy_command(), env=os.environ | addresses | settings)
+        wait_until((tmp_path / "haproxy.sock").exists)
+        return port
+
+    return start
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_what_is_too_much_is_refused_at_once_and_the_rest_answered(mar, picture, monkeypatch):
@@ -77,6 +102,43 @@ def test_draining_sends_clients_elsewhere_and_then_takes_no_more(mar, picture, m
             assert draining.result() == 0
         with pytest.raises(ConnectionRefusedError):
             send()
+
+
+def test_draining_waits_for_a_long_answer_and_for_no_idle_connection(mar, samples, monkeypatch):
+    for name, value in (("QUEUE_TIMEOUT", "500ms"), ("ANSWER_TIMEOUT", "20s"), ("DRAIN_SECONDS", "0")):
+        monkeypatch.setenv(name, value)
+    with running(mar) as server, requests.Session() as idle, ThreadPoolExecutor(2) as pool:
+        monkeypatch.setenv("ADMIN_SOCKET", str(server.admin_socket))
+        assert pod.longest_answer_s() == 20.5
+        assert idle.get(f"{server.url}/ready", timeout=TIMEOUT_S).ok
+        workers = java_of(server).children(recursive=True)
+        for worker in workers:
+            worker.suspend()
+        answer = pool.submit(requests.post, f"{server.url}/predictions/emnist", data=samples[0].read_bytes(), timeout=TIMEOUT_S)
+        wait_until(lambda: pod.requests_in_flight() == 1)
+        draining = pool.submit(pod.main, ["drain", "--mar", str(mar)])
+        time.sleep(2)
+        assert not draining.done()
+        for worker in workers:
+            worker.resume()
+        assert answer.result().json()["character"] == samples[0].name[0]
+        assert draining.result(timeout=3) == 0
+
+
+def test_draining_waits_no_longer_than_for_the_longest_answer(edge, monkeypatch):
+    port = edge(QUEUE_TIMEOUT="500ms", ANSWER_TIMEOUT="1s")
+    monkeypatch.setenv("DRAIN_SECONDS", "0")
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as client:
+        client.sendall(b"POST /predictions/emnist HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nslow")  # HAProxy waits 10 s for the rest
+        wait_until(lambda: pod.requests_in_flight() == 1)
+        started = time.monotonic()
+        assert pod.main(["drain"]) == 0
+        assert 1.5 <= time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(("text", "expected"), [("30s", 30), ("500ms", 0.5), ("1500", 1.5), ("2m", 120)])
+def test_times_are_read_as_haproxy_reads_them(text, expected):
+    assert pod.seconds(text) == expected
 
 
 def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(mar, server, monkeypatch, root):

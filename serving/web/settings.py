@@ -34,6 +34,11 @@ class Settings:
     answer_timeout_s: float = 35.0  # the model service's own deadlines are 2 s in its queue and 30 s for the answer
     ready_timeout_s: float = 1.0
 
+    @property
+    def longest_answer_s(self) -> float:
+        """From a request's first byte of body to its answer."""
+        return self.body_timeout_s + self.answer_timeout_s
+
 
 def from_environment(environment: Mapping[str, str], **given: Any) -> Settings:
     """Settings from variables of the fields' names in capitals, `given` winning over them. Raises SettingsError."""

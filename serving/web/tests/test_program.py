@@ -108,8 +108,9 @@ def test_the_program_answers_what_it_has_and_ends(root, start, service, number):
     (port,) = free_ports(1)
     service.reply = wait
     behind = start()
-    with launch(root, port, UPSTREAM=behind) as process, ThreadPoolExecutor(1) as pool:
+    with launch(root, port, UPSTREAM=behind) as process, ThreadPoolExecutor(1) as pool, requests.Session() as idle:
         wait_for(f"http://127.0.0.1:{port}")
+        idle.get(f"http://127.0.0.1:{port}/live", timeout=TIMEOUT_S)  # a connection that is open still, and not waited for
         ready = pool.submit(requests.get, f"http://127.0.0.1:{port}/ready", timeout=TIMEOUT_S)
         assert asked.wait(TIMEOUT_S)
         process.send_signal(number)
