@@ -3,6 +3,7 @@
     python -m serving.pod torchserve    become TorchServe's Java, which gets the container's signals
     python -m serving.pod edge          become HAProxy
     python -m serving.pod started       exit 0 once all workers are READY: the startup probe
+    python -m serving.pod alive         exit 0 while at least one worker is READY: TorchServe's liveness probe
     python -m serving.pod drain         send the edge's clients elsewhere, then wait for the last answers: the preStop hook
 
 Settings come from the environment: TS_<KEY> for TorchServe, the names at the top of haproxy.cfg for HAProxy, JAVA_OPTIONS,
@@ -22,7 +23,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.processes import DEFAULT_MAR, ServerError, haproxy_command, model_version, torchserve_command, torchserve_environment, workers_ready
+from serving.processes import (
+    DEFAULT_MAR,
+    ServerError,
+    haproxy_command,
+    model_version,
+    torchserve_command,
+    torchserve_environment,
+    worker_statuses,
+    workers_ready,
+)
 
 MANAGEMENT_ADDRESS = "127.0.0.1:8081"
 DEFAULT_ADMIN_SOCKET = "/tmp/haproxy.sock"
@@ -66,6 +76,10 @@ def peers_address(service: str, resolv_conf: Path) -> str:
 
 def started(mar: Path) -> int:
     return 0 if workers_ready(MANAGEMENT_ADDRESS, mar.stem) else 1
+
+
+def alive(mar: Path) -> int:
+    return 0 if "READY" in worker_statuses(MANAGEMENT_ADDRESS, mar.stem) else 1
 
 
 def drain(_mar: Path) -> int:
@@ -116,7 +130,7 @@ def ask(command: str) -> str:
         return b"".join(iter(lambda: admin.recv(65536), b"")).decode()
 
 
-COMMANDS = {function.__name__: function for function in (torchserve, edge, started, drain)}
+COMMANDS = {function.__name__: function for function in (torchserve, edge, started, alive, drain)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

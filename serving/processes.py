@@ -96,12 +96,16 @@ def model_version(mar: Path) -> str:
 
 def workers_ready(management_address: str, model: str) -> bool:
     """Whether TorchServe's management API, at "host:port", reports workers of the model and all of them READY."""
+    return set(worker_statuses(management_address, model)) == {"READY"}
+
+
+def worker_statuses(management_address: str, model: str) -> list[str]:
+    """What the management API says of each worker of the model; nothing if it does not answer."""
     connection = http.client.HTTPConnection(management_address, timeout=REQUEST_TIMEOUT_S)
     try:
         connection.request("GET", f"/models/{model}")
-        workers = json.loads(connection.getresponse().read())[0]["workers"]
-        return bool(workers) and all(worker["status"] == "READY" for worker in workers)
+        return [worker["status"] for worker in json.loads(connection.getresponse().read())[0]["workers"]]
     except (OSError, http.client.HTTPException, ValueError, LookupError):
-        return False
+        return []
     finally:
         connection.close()

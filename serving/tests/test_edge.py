@@ -2,7 +2,9 @@
 
 import contextlib
 import http.client
+import http.server
 import io
+import json
 import os
 import re
 import socket
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
+import yaml
 from PIL import Image
 from watch import java_of
 
@@ -49,6 +52,27 @@ def edge(program, tmp_path, monkeypatch):
         return port
 
     return start
+
+
+@pytest.fixture
+def management():
+    """A function that starts a management API which reports workers of these statuses, and returns its address."""
+    with contextlib.ExitStack() as stack:
+
+        def start(statuses):
+            class Api(http.server.BaseHTTPRequestHandler):
+                def do_GET(self):
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write(json.dumps([{"workers": [{"status": status} for status in statuses]}]).encode())
+
+            api = http.server.HTTPServer(("127.0.0.1", 0), Api)
+            threading.Thread(target=api.serve_forever, daemon=True).start()
+            stack.callback(api.server_close)
+            stack.callback(api.shutdown)
+            return f"127.0.0.1:{api.server_port}"
+
+        yield start
 
 
 def wait_until(condition):
@@ -173,9 +197,33 @@ def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(m
             assert time.monotonic() < deadline
         assert later.json()["alphabet"] == "vin"
         assert not broken.ready()
+        monkeypatch.setattr(pod, "MANAGEMENT_ADDRESS", broken.management_address)
+        assert pod.main(["alive", "--mar", str(mar)]) == 1
         handed_on = {"X-Handed-On": "1", "X-Protocol": "plain"}
         again = requests.post(f"{broken.url}/emnist/predict", data=samples[0].read_bytes(), headers=handed_on, timeout=TIMEOUT_S)
         assert again.status_code == 503, "what a peer has handed on is not handed on again"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "alive", "started"),
+    [(["READY", "READY"], 0, 0), (["UNLOADED", "READY"], 0, 1), (["UNLOADED", "LOADING"], 1, 1), ([], 1, 1)],
+)
+def test_a_pod_lives_while_one_worker_is_ready(management, monkeypatch, statuses, alive, started):
+    monkeypatch.setattr(pod, "MANAGEMENT_ADDRESS", management(statuses))
+    assert (pod.main(["alive"]), pod.main(["started"])) == (alive, started)
+
+
+def test_what_probes_torchserve_asks_torchserve_alone(mar, server, root, monkeypatch):
+    """As the manifest has it, with this service's address; no HAProxy is needed, and a TorchServe that is away is dead."""
+    (dead,) = free_ports(1)
+    deployment = yaml.safe_load((root / "k8s" / "40-deployment.yaml").read_text())["spec"]["template"]["spec"]
+    (torchserve,) = deployment["initContainers"]
+    for probe in ("startupProbe", "livenessProbe"):
+        program, option, module, command = torchserve[probe]["exec"]["command"]
+        assert (program, option, module) == ("python", "-m", "serving.pod")
+        for address, code in ((server.management_address, 0), (f"127.0.0.1:{dead}", 1)):
+            monkeypatch.setattr(pod, "MANAGEMENT_ADDRESS", address)
+            assert pod.main([command, "--mar", str(mar)]) == code
 
 
 def test_a_pod_is_not_its_own_peer(server):
