@@ -167,6 +167,11 @@ def test_selectors_find_the_pods():
         assert policies["emnist-batch"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
 
 
+def test_a_pod_that_is_stuck_does_not_block_the_drain_of_its_node():
+    budgets = [found["spec"] for found in BASE if found["kind"] == "PodDisruptionBudget"]
+    assert [budget["unhealthyPodEvictionPolicy"] for budget in budgets] == ["AlwaysAllow"] * 2
+
+
 def test_only_the_edge_has_ports(root):
     containers = {container["name"]: container for container in containers_of(one("Deployment", "emnist")["spec"]["template"]["spec"])}
     assert "ports" not in containers["torchserve"]
