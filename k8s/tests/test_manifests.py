@@ -215,6 +215,16 @@ def test_a_pod_outlives_its_draining_and_its_longest_answer():
 
 
 @needs_kubectl
+def test_an_upgrade_needs_no_gpu_more_than_there_are():
+    def strategy(objects):
+        (deployment,) = [found["spec"] for found in objects if found["kind"] == "Deployment" and found["metadata"]["name"] == "emnist"]
+        return deployment["strategy"]["rollingUpdate"]
+
+    assert strategy(kustomize(K8S / "overlays" / "gpu")) == {"maxSurge": 0, "maxUnavailable": 1}
+    assert strategy(BASE) == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+@needs_kubectl
 @pytest.mark.parametrize("folder", [K8S, K8S / "overlays" / "shards"], ids=lambda folder: folder.name)
 def test_the_shards_of_a_run_are_as_many_as_its_pods(folder):
     (job,) = [found["spec"]["jobTemplate"]["spec"] for found in kustomize(folder) if found["kind"] == "CronJob"]
