@@ -75,6 +75,14 @@ def test_the_base_is_valid(version):
         kubernetes_validate.validate(found, version, strict=True)
 
 
+def test_who_may_ask_dns_may_do_so_on_openshift_too():
+    """Where the Service of the DNS has port 53 and its pods 5353, which is the port that a policy is about."""
+    rules = [rule["ports"] for found in BASE if found["kind"] == "NetworkPolicy" for rule in found["spec"].get("egress", ())]
+    asking = [{(port["port"], port["protocol"]) for port in ports} for ports in rules if any(port["port"] in {53, 5353} for port in ports)]
+    assert len(asking) == 2
+    assert all(ports == {(port, protocol) for port in (53, 5353) for protocol in ("UDP", "TCP")} for ports in asking)
+
+
 @needs_kubectl
 @pytest.mark.parametrize("folder", [K8S, *OVERLAYS], ids=lambda folder: folder.name)
 def test_what_is_rendered_is_valid_and_hardened(folder):
@@ -195,9 +203,8 @@ def test_the_page_calls_the_service_and_nobody_else():
     settings = from_environment({}, upstream=container["command"][container["command"].index("--upstream") + 1])
     (port,) = [port for port in one("Service", "emnist")["spec"]["ports"] if port["name"] == "http"]
     assert (settings.upstream, port["port"]) == ("http://emnist", 80)
-    peers, names = one("NetworkPolicy", "emnist-web")["spec"]["egress"]
+    peers, _ = one("NetworkPolicy", "emnist-web")["spec"]["egress"]
     assert peers["to"] == [{"podSelector": {"matchLabels": one("Service", "emnist")["spec"]["selector"]}}]
-    assert {port["port"] for port in names["ports"]} == {53}
     assert {variable["name"]: variable["valueFrom"]["secretKeyRef"]["optional"] for variable in container["env"]} == {"API_KEY": True}
 
 
