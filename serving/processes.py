@@ -15,6 +15,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from serving.keys import UNUSABLE, usable
+
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "config.properties"
 LOG_CONFIG = HERE / "log4j2.xml"
@@ -54,7 +56,10 @@ def torchserve_environment(folder: Path) -> dict[str, str]:
 
 
 def haproxy_command() -> list[str]:
-    """HAProxy in the foreground. Raises ServerError."""
+    """HAProxy in the foreground. Raises ServerError, also for a key by which it would lock everybody out."""
+    key = os.environ.get("API_KEY")
+    if key is not None and not usable(key):
+        raise ServerError(f"API_KEY {UNUSABLE}")
     return [haproxy_binary(), "-db", "-f", str(EDGE_CONFIG)]
 
 

@@ -205,7 +205,22 @@ def test_the_page_calls_the_service_and_nobody_else():
     assert (settings.upstream, port["port"]) == ("http://emnist", 80)
     peers, _ = one("NetworkPolicy", "emnist-web")["spec"]["egress"]
     assert peers["to"] == [{"podSelector": {"matchLabels": one("Service", "emnist")["spec"]["selector"]}}]
-    assert {variable["name"]: variable["valueFrom"]["secretKeyRef"]["optional"] for variable in container["env"]} == {"API_KEY": True}
+
+
+def test_one_secret_closes_all_that_the_ingress_opens():
+    """The page and what is behind it; without the Secret both are open."""
+
+    def keys(name):
+        containers = containers_of(one("Deployment", name)["spec"]["template"]["spec"])
+        return {found["name"]: variable for found in containers for variable in found.get("env", []) if variable["name"] == "API_KEY"}
+
+    behind = {name: keys(name) for name in ("emnist", "emnist-web")}
+    reference = {"name": "API_KEY", "valueFrom": {"secretKeyRef": {"name": "emnist-api", "key": "api-key", "optional": True}}}
+    assert behind == {"emnist": {"haproxy": reference}, "emnist-web": {"web": reference}}
+    (ingress,) = objects_in((K8S / "overlays" / "ingress" / "ingress.yaml").read_text())
+    services = {path["backend"]["service"]["name"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]}
+    assert services == set(behind)
+    assert from_environment({"API_KEY": "secret"}).upstream_api_key == "secret"
 
 
 def test_a_pod_outlives_its_draining_and_its_longest_answer():

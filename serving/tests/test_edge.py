@@ -8,6 +8,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -163,6 +165,27 @@ def test_draining_waits_no_longer_than_for_the_longest_answer(edge, monkeypatch)
 @pytest.mark.parametrize(("text", "expected"), [("30s", 30), ("500ms", 0.5), ("1500", 1.5), ("2m", 120)])
 def test_times_are_read_as_haproxy_reads_them(text, expected):
     assert pod.seconds(text) == expected
+
+
+def test_a_key_may_hold_a_comma(edge):
+    url = f"http://127.0.0.1:{edge(API_KEY='one,two')}/predictions/emnist"
+    statuses = {}
+    for key in ("one,two", "one", "two"):
+        for headers in ({"X-API-Key": key}, {"Authorization": f"Bearer {key}"}):
+            statuses[key, *headers] = requests.post(url, data=b"picture", headers=headers, timeout=TIMEOUT_S).status_code
+    right = {("one,two", "X-API-Key"), ("one,two", "Authorization")}
+    assert statuses == {given: 503 if given in right else 401 for given in statuses}, "503, for there is no TorchServe"
+    assert requests.post(url, data=b"picture", headers={"Authorization": "one,two"}, timeout=TIMEOUT_S).status_code == 401
+
+
+@pytest.mark.parametrize("key", ["", " ", "secret\n"])
+def test_a_key_by_which_nobody_could_get_in_is_refused_at_the_start(mar, root, key):
+    for program in ("serving.pod", "edge"), ("serving.local",):
+        command = [sys.executable, "-m", *program, "--mar", str(mar), *([] if "edge" in program else ["--port", str(free_ports(1)[0])])]
+        done = subprocess.run(command, cwd=root, env=os.environ | {"API_KEY": key}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert done.returncode == 1
+        assert re.fullmatch(r"\w+: API_KEY must not be empty [^\n]*", done.stderr.splitlines()[-1])
+        assert "Traceback" not in done.stderr
 
 
 def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(mar, server, monkeypatch, root):
