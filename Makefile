@@ -41,7 +41,8 @@ TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve mar train reproduce evaluate compare bench test test-slow browser-test conformance-test check check-manifests format clean
-.PHONY: train-bench images images-serve images-train load-images load-train train-container set-version publish roll-out container-test cluster-test chaos-test load-test sweep bench-serving
+.PHONY: set-version
+.PHONY: train-bench images images-serve images-train load-images load-train train-container publish roll-out container-test cluster-test chaos-test load-test sweep bench-serving
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,8 +90,9 @@ browser-test: $(VENV)/ready ## try the drawing page in a Chromium: that of CHROM
 conformance-test: $(VENV)/ready $(TRITON_VENV)/ready ## our Open Inference Protocol beside a Triton server's, which comes in an environment of its own
 	@$(PY) -m pytest -m conformance serving
 
-set-version: ## write VERSION, as in VERSION=0.2.0, where it stands: pyproject.toml, the manifests and their overlays, serving/openapi.yaml
-	@printf '%s\n' '$(VERSION)' | grep -Eqx '[0-9]+[.][0-9]+[.][0-9]+' || { echo "VERSION must be three numbers, such as 0.2.0, and not '$(VERSION)'" >&2; exit 1; }
+set-version: ## write VERSION (three numbers) into pyproject.toml, manifests, overlays and serving/openapi.yaml
+	@printf '%s\n' '$(VERSION)' | grep -Eqx '[0-9]+[.][0-9]+[.][0-9]+' \
+	  || { echo "VERSION must be three numbers, such as 0.2.0, and not '$(VERSION)'" >&2; exit 1; }
 	@find k8s pyproject.toml serving/openapi.yaml -type f ! -path '*/tests/*' ! -name '*.md' -exec sed -i.before -E \
 	  -e 's/^(version = ")[0-9.]+"$$/\1$(VERSION)"/' -e 's/^(  version: )[0-9.]+$$/\1$(VERSION)/' \
 	  -e 's/(image: emnist-[a-z]+:|newTag: )[0-9]+[.][0-9]+[.][0-9]+/\1$(VERSION)/' {} +

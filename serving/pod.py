@@ -83,7 +83,7 @@ def alive(mar: Path) -> int:
 
 
 def drain(_mar: Path) -> int:
-    """Let every answer say `Connection: close`, wait, then take no more connections and wait for the answers that are still to come."""
+    """Let every answer say `Connection: close` for a while, then take no connection and wait for the last answers."""
     ask("set server draining/flag state maint")
     time.sleep(drain_seconds())
     ask("shutdown frontend edge")
@@ -95,7 +95,8 @@ def drain(_mar: Path) -> int:
 
 def longest_answer_s() -> float:
     """How long a request waits for its answer at most, by the settings that HAProxy runs with. Raises OSError."""
-    return sum(seconds(ask(f"show env {name}").strip().partition("=")[2]) for name in ("QUEUE_TIMEOUT", "ANSWER_TIMEOUT"))
+    lines = [ask(f"show env {name}") for name in ("QUEUE_TIMEOUT", "ANSWER_TIMEOUT")]
+    return sum(seconds(line.strip().partition("=")[2]) for line in lines)
 
 
 def seconds(time_of_haproxy: str) -> float:
@@ -107,7 +108,7 @@ def seconds(time_of_haproxy: str) -> float:
 
 
 def requests_in_flight() -> int:
-    """Requests at the edge that have begun and are not answered; connections that are idle do not count. Raises OSError."""
+    """Requests that have begun and are not answered; connections that are idle do not count. Raises OSError."""
     edge_line = next(csv.DictReader(io.StringIO(ask("show stat edge 1 -1").removeprefix("# "))))
     return int(edge_line["h1_open_streams"])
 

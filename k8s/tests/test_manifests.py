@@ -78,8 +78,10 @@ def test_the_base_is_valid(version):
 
 def test_who_may_ask_dns_may_do_so_on_openshift_too():
     """Where the Service of the DNS has port 53 and its pods 5353, which is the port that a policy is about."""
-    rules = [rule["ports"] for found in BASE if found["kind"] == "NetworkPolicy" for rule in found["spec"].get("egress", ())]
-    asking = [{(port["port"], port["protocol"]) for port in ports} for ports in rules if any(port["port"] in {53, 5353} for port in ports)]
+    policies = [found["spec"] for found in BASE if found["kind"] == "NetworkPolicy"]
+    rules = [rule["ports"] for policy in policies for rule in policy.get("egress", ())]
+    pairs = [{(port["port"], port["protocol"]) for port in ports} for ports in rules]
+    asking = [found for found in pairs if {port for port, _ in found} & {53, 5353}]
     assert len(asking) == 2
     assert all(ports == {(port, protocol) for port in (53, 5353) for protocol in ("UDP", "TCP")} for ports in asking)
 
@@ -211,14 +213,16 @@ def test_one_secret_closes_all_that_the_ingress_opens():
 
     def keys(name):
         containers = containers_of(one("Deployment", name)["spec"]["template"]["spec"])
-        return {found["name"]: variable for found in containers for variable in found.get("env", []) if variable["name"] == "API_KEY"}
+        found = [(container["name"], variable) for container in containers for variable in container.get("env", [])]
+        return {container: variable for container, variable in found if variable["name"] == "API_KEY"}
 
     behind = {name: keys(name) for name in ("emnist", "emnist-web")}
-    reference = {"name": "API_KEY", "valueFrom": {"secretKeyRef": {"name": "emnist-api", "key": "api-key", "optional": True}}}
-    assert behind == {"emnist": {"haproxy": reference}, "emnist-web": {"web": reference}}
+    secret = {"name": "emnist-api", "key": "api-key", "optional": True}
+    variable = {"name": "API_KEY", "valueFrom": {"secretKeyRef": secret}}
+    assert behind == {"emnist": {"haproxy": variable}, "emnist-web": {"web": variable}}
     (ingress,) = objects_in((K8S / "overlays" / "ingress" / "ingress.yaml").read_text())
-    services = {path["backend"]["service"]["name"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]}
-    assert services == set(behind)
+    paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
+    assert {path["backend"]["service"]["name"] for path in paths} == set(behind)
     assert from_environment({"API_KEY": "secret"}).upstream_api_key == "secret"
 
 
@@ -238,8 +242,8 @@ def test_a_pod_outlives_its_draining_and_its_longest_answer():
 @needs_kubectl
 def test_an_upgrade_needs_no_gpu_more_than_there_are():
     def strategy(objects):
-        (deployment,) = [found["spec"] for found in objects if found["kind"] == "Deployment" and found["metadata"]["name"] == "emnist"]
-        return deployment["strategy"]["rollingUpdate"]
+        deployments = {found["metadata"]["name"]: found["spec"] for found in objects if found["kind"] == "Deployment"}
+        return deployments["emnist"]["strategy"]["rollingUpdate"]
 
     assert strategy(kustomize(K8S / "overlays" / "gpu")) == {"maxSurge": 0, "maxUnavailable": 1}
     assert strategy(BASE) == {"maxSurge": 1, "maxUnavailable": 0}

@@ -11,11 +11,13 @@ import yaml
 
 PREFIX = "registry.example.org/emnist"
 NEXT = "70.80.90"
+TEXTS = {"", ".cfg", ".md", ".py", ".serve", ".toml", ".train", ".yaml", ".yml"}
 
 
 def make(folder, *arguments):
     environment = {"PATH": os.environ["PATH"]}  # without the variables of a `make test` around this
-    return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def version_of(folder):
@@ -25,7 +27,8 @@ def version_of(folder):
 @pytest.fixture
 def copy(root, tmp_path):
     """Of all files that git knows, or would add."""
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=root, capture_output=True, check=False)
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, check=False)
     if listed.returncode:
         pytest.skip("this is no checkout of git")
     names = [name for name in listed.stdout.decode().split("\0") if name and (root / name).is_file()]
@@ -47,7 +50,8 @@ def copy(root, tmp_path):
 def test_only_the_default_image_is_the_latest(root, given, serve, train):
     done = make(root, "--dry-run", "images", "VERSION=7.8.9", f"IMAGE_PREFIX={PREFIX}", *given)
     names = re.findall(r" -t (\S+)", done.stdout)
-    wanted = [f"{PREFIX}-{name}:{tag}" for name, tags in (("batch", serve), ("serve", serve), ("train", train)) for tag in tags]
+    tags_of = {"batch": serve, "serve": serve, "train": train}
+    wanted = [f"{PREFIX}-{name}:{tag}" for name, tags in tags_of.items() for tag in tags]
     assert names == wanted, done.stderr
 
 
@@ -63,9 +67,7 @@ def test_one_command_sets_the_version_everywhere(copy):
             command = ["kubectl", "kustomize", "--load-restrictor", "LoadRestrictionsNone", str(folder)]
             rendered = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
             assert set(re.findall(r"image: emnist-\w+:([\d.]+)", rendered)) <= {NEXT}, folder
-    texts = [
-        path for path in copy.rglob("*") if path.is_file() and path.suffix in {"", ".cfg", ".md", ".py", ".toml", ".train", ".serve", ".yaml", ".yml"}
-    ]
+    texts = [path for path in copy.rglob("*") if path.is_file() and path.suffix in TEXTS]
     assert texts
     for path in texts:
         ours = [line for line in path.read_text().splitlines() if re.search("emnist|tag|version", line, re.IGNORECASE)]

@@ -42,12 +42,13 @@ def samples(root):
 
 @pytest.fixture
 def edge(program, tmp_path, monkeypatch):
-    """A function that starts HAProxy alone, with no TorchServe behind it, and returns its port; pod.py finds its admin socket."""
+    """A function that starts HAProxy without TorchServe and returns its port; pod.py finds its admin socket."""
 
     def start(**settings):
         port, probes, management, metrics = free_ports(4)
         addresses = {"EDGE_ADDRESS": f"127.0.0.1:{port}", "PROBE_HOST": "127.0.0.1", "PROBE_PORT": str(probes)}
-        addresses |= {"MANAGEMENT_PORT": str(management), "MODEL_METRICS_PORT": str(metrics), "TORCHSERVE_SOCKET": str(tmp_path / "none")}
+        addresses |= {"MANAGEMENT_PORT": str(management), "MODEL_METRICS_PORT": str(metrics)}
+        addresses["TORCHSERVE_SOCKET"] = str(tmp_path / "none")
         monkeypatch.setenv("ADMIN_SOCKET", str(tmp_path / "haproxy.sock"))
         program(haproxy_command(), env=os.environ | addresses | settings)
         wait_until((tmp_path / "haproxy.sock").exists)
@@ -140,7 +141,8 @@ def test_draining_waits_for_a_long_answer_and_for_no_idle_connection(mar, sample
         workers = java_of(server).children(recursive=True)
         for worker in workers:
             worker.suspend()
-        answer = pool.submit(requests.post, f"{server.url}/predictions/emnist", data=samples[0].read_bytes(), timeout=TIMEOUT_S)
+        url, picture = f"{server.url}/predictions/emnist", samples[0].read_bytes()
+        answer = pool.submit(requests.post, url, data=picture, timeout=TIMEOUT_S)
         wait_until(lambda: pod.requests_in_flight() == 1)
         draining = pool.submit(pod.main, ["drain", "--mar", str(mar)])
         time.sleep(2)
@@ -155,7 +157,8 @@ def test_draining_waits_no_longer_than_for_the_longest_answer(edge, monkeypatch)
     port = edge(QUEUE_TIMEOUT="500ms", ANSWER_TIMEOUT="1s")
     monkeypatch.setenv("DRAIN_SECONDS", "0")
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as client:
-        client.sendall(b"POST /predictions/emnist HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nslow")  # HAProxy waits 10 s for the rest
+        # HAProxy waits 10 s for the rest.
+        client.sendall(b"POST /predictions/emnist HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nslow")
         wait_until(lambda: pod.requests_in_flight() == 1)
         started = time.monotonic()
         assert pod.main(["drain"]) == 0
@@ -172,17 +175,21 @@ def test_a_key_may_hold_a_comma(edge):
     statuses = {}
     for key in ("one,two", "one", "two"):
         for headers in ({"X-API-Key": key}, {"Authorization": f"Bearer {key}"}):
-            statuses[key, *headers] = requests.post(url, data=b"picture", headers=headers, timeout=TIMEOUT_S).status_code
+            answer = requests.post(url, data=b"picture", headers=headers, timeout=TIMEOUT_S)
+            statuses[key, *headers] = answer.status_code
     right = {("one,two", "X-API-Key"), ("one,two", "Authorization")}
     assert statuses == {given: 503 if given in right else 401 for given in statuses}, "503, for there is no TorchServe"
-    assert requests.post(url, data=b"picture", headers={"Authorization": "one,two"}, timeout=TIMEOUT_S).status_code == 401
+    answer = requests.post(url, data=b"picture", headers={"Authorization": "one,two"}, timeout=TIMEOUT_S)
+    assert answer.status_code == 401, "a bearer token is named as one"
 
 
 @pytest.mark.parametrize("key", ["", " ", "secret\n"])
 def test_a_key_by_which_nobody_could_get_in_is_refused_at_the_start(mar, root, key):
-    for program in ("serving.pod", "edge"), ("serving.local",):
-        command = [sys.executable, "-m", *program, "--mar", str(mar), *([] if "edge" in program else ["--port", str(free_ports(1)[0])])]
-        done = subprocess.run(command, cwd=root, env=os.environ | {"API_KEY": key}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    environment = os.environ | {"API_KEY": key}
+    for program in (["serving.pod", "edge"], ["serving.local", "--port", str(free_ports(1)[0])]):
+        command = [sys.executable, "-m", *program, "--mar", str(mar)]
+        options = {"capture_output": True, "text": True, "timeout": TIMEOUT_S}
+        done = subprocess.run(command, cwd=root, env=environment, check=False, **options)
         assert done.returncode == 1
         assert re.fullmatch(r"\w+: API_KEY must not be empty [^\n]*", done.stderr.splitlines()[-1])
         assert "Traceback" not in done.stderr
@@ -237,7 +244,7 @@ def test_a_pod_lives_while_one_worker_is_ready(management, monkeypatch, statuses
 
 
 def test_what_probes_torchserve_asks_torchserve_alone(mar, server, root, monkeypatch):
-    """As the manifest has it, with this service's address; no HAProxy is needed, and a TorchServe that is away is dead."""
+    """The manifest's commands, with this service's address: no HAProxy is needed; a TorchServe that is away is dead."""
     (dead,) = free_ports(1)
     deployment = yaml.safe_load((root / "k8s" / "40-deployment.yaml").read_text())["spec"]["template"]["spec"]
     (torchserve,) = deployment["initContainers"]

@@ -49,7 +49,8 @@ class Service:
 @contextlib.contextmanager
 def listening(settings, transport=None, port=None):
     port = port or free_ports(1)[0]
-    server = uvicorn.Server(configuration(create_app(settings, transport), "127.0.0.1", port, settings.longest_answer_s))
+    app = create_app(settings, transport)
+    server = uvicorn.Server(configuration(app, "127.0.0.1", port, settings.longest_answer_s))
     server.capture_signals = contextlib.nullcontext  # the tests' own
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

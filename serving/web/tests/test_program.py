@@ -73,7 +73,14 @@ def test_make_and_the_image_start_the_page(root):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("MAX_IN_FLIGHT", "many"), ("BODY_TIMEOUT_S", "-1"), ("UPSTREAM", "emnist:80"), ("API_KEY", ""), ("API_KEY", " "), ("UPSTREAM_API_KEY", "k\n")],
+    [
+        ("MAX_IN_FLIGHT", "many"),
+        ("BODY_TIMEOUT_S", "-1"),
+        ("UPSTREAM", "emnist:80"),
+        ("API_KEY", ""),
+        ("API_KEY", " "),
+        ("UPSTREAM_API_KEY", "k\n"),
+    ],
 )
 def test_a_setting_that_cannot_be_is_one_line(root, name, value):
     command = [sys.executable, "-m", "serving.web", "--port", str(free_ports(1)[0])]
@@ -113,7 +120,7 @@ def test_the_program_answers_what_it_has_and_ends(root, start, service, number):
     behind = start()
     with launch(root, port, UPSTREAM=behind) as process, ThreadPoolExecutor(1) as pool, requests.Session() as idle:
         wait_for(f"http://127.0.0.1:{port}")
-        idle.get(f"http://127.0.0.1:{port}/live", timeout=TIMEOUT_S)  # a connection that is open still, and not waited for
+        idle.get(f"http://127.0.0.1:{port}/live", timeout=TIMEOUT_S)  # its connection stays open, and is not waited for
         ready = pool.submit(requests.get, f"http://127.0.0.1:{port}/ready", timeout=TIMEOUT_S)
         assert asked.wait(TIMEOUT_S)
         process.send_signal(number)
