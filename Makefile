@@ -13,7 +13,7 @@ PORT        ?= 8080
 WEB_PORT    ?= 8000
 
 # Images and where they run; DEVICE is cpu or gpu.
-VERSION            ?= 0.1.0
+VERSION            ?= $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 IMAGE_PREFIX       ?= docker.io/library/emnist
 DOCKER             ?= docker
 DOCKER_BUILD_FLAGS ?=
@@ -42,6 +42,7 @@ TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve mar train reproduce evaluate compare bench test test-slow browser-test conformance-test check check-manifests format clean
+.PHONY: set-version
 .PHONY: train-bench images images-serve images-train load-images load-train train-container publish roll-out container-test cluster-test chaos-test load-test sweep bench-serving
 
 help: ## list the verbs
@@ -91,19 +92,29 @@ browser-test: $(VENV)/ready ## try the drawing page in a Chromium: that of CHROM
 conformance-test: $(VENV)/ready $(TRITON_VENV)/ready ## our Open Inference Protocol beside a Triton server's, which comes in an environment of its own
 	@$(PY) -m pytest -m conformance serving
 
+set-version: ## write VERSION (three numbers) into pyproject.toml, manifests, overlays and serving/openapi.yaml
+	@printf '%s\n' '$(VERSION)' | grep -Eqx '[0-9]+[.][0-9]+[.][0-9]+' \
+	  || { echo "VERSION must be three numbers, such as 0.2.0, and not '$(VERSION)'" >&2; exit 1; }
+	@find k8s pyproject.toml serving/openapi.yaml -type f ! -path '*/tests/*' ! -name '*.md' -exec sed -i.before -E \
+	  -e 's/^(version = ")[0-9.]+"$$/\1$(VERSION)"/' -e 's/^(  version: )[0-9.]+$$/\1$(VERSION)/' \
+	  -e 's/(image: emnist-[a-z]+:|newTag: )[0-9]+[.][0-9]+[.][0-9]+/\1$(VERSION)/' {} +
+	@find k8s serving pyproject.toml.before -name '*.before' -delete
+
 images: images-serve images-train ## build emnist-serve, emnist-batch and emnist-train
 
 # An image for a GPU has a tag of its own, so that both can be at hand.
 SERVE_TAG := $(VERSION)$(if $(filter gpu,$(DEVICE)),-gpu)
 TRAIN_TAG := $(VERSION)$(if $(filter cpu,$(TRAIN_DEVICE)),-cpu)
+# The names of an image: `latest` is the one whose tag is the version alone, and none of its variants.
+names      = -t $(1):$(2)$(if $(filter $(VERSION),$(2)), -t $(1):latest)
 BUILD      = $(DOCKER) build $(DOCKER_BUILD_FLAGS) --build-arg VERSION=$(VERSION) --build-arg TORCH_INDEX=$(TORCH_INDEX)
 
 images-serve: ## build emnist-serve and emnist-batch, with MODEL in them
-	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target batch -t $(IMAGE_PREFIX)-batch:$(SERVE_TAG) -t $(IMAGE_PREFIX)-batch:latest .
-	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target serve -t $(IMAGE_PREFIX)-serve:$(SERVE_TAG) -t $(IMAGE_PREFIX)-serve:latest .
+	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target batch $(call names,$(IMAGE_PREFIX)-batch,$(SERVE_TAG)) .
+	$(BUILD) --build-arg MODEL=$(MODEL) --build-arg DEVICE=$(DEVICE) -f Dockerfile.serve --target serve $(call names,$(IMAGE_PREFIX)-serve,$(SERVE_TAG)) .
 
 images-train: ## build emnist-train; TRAIN_DEVICE=cpu: its twin without CUDA
-	$(BUILD) --build-arg DEVICE=$(TRAIN_DEVICE) -f Dockerfile.train -t $(IMAGE_PREFIX)-train:$(TRAIN_TAG) -t $(IMAGE_PREFIX)-train:latest .
+	$(BUILD) --build-arg DEVICE=$(TRAIN_DEVICE) -f Dockerfile.train $(call names,$(IMAGE_PREFIX)-train,$(TRAIN_TAG)) .
 
 load-images: images-serve ## bring the images onto the nodes by LOAD_IMAGE, for instance LOAD_IMAGE="kind load docker-image"
 	@$(if $(LOAD_IMAGE),,echo "LOAD_IMAGE is empty: the nodes must find $(IMAGE_PREFIX)-serve:$(SERVE_TAG) and -batch by themselves")

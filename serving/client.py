@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 import requests
 
 from serving.answers import Answer, Result, ServiceError, read_answer
+from serving.keys import usable
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONNECT_TIMEOUT_S = 5.0
@@ -79,7 +80,7 @@ class Client:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0 or parts.query or parts.fragment:
             raise ValueError(f"{url!r} is no URL such as {DEFAULT_URL}")
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
+        if api_key is not None and not usable(api_key):
             raise ValueError("the API key is empty, or holds what no header can")  # without the key: this may be logged
         if concurrency < 1:
             raise ValueError(f"a concurrency of {concurrency} sends nothing")

@@ -103,9 +103,10 @@ class Server:
             "MODEL": self.model,
             "MODEL_VERSION": version,
         }
+        edge_command = haproxy_command()  # before anything runs, for it may refuse
         try:
             self._start("java", torchserve_command(mar, folder), torchserve | torchserve_environment(folder))
-            self._start("haproxy", haproxy_command(), haproxy)
+            self._start("haproxy", edge_command, haproxy)
             if web_port:
                 self._start("web", web_command(host, web_port, self.url, self.model), {"PYTHONPATH": str(HERE.parent)})
         except BaseException:

@@ -3,6 +3,7 @@
     python -m serving.pod torchserve    become TorchServe's Java, which gets the container's signals
     python -m serving.pod edge          become HAProxy
     python -m serving.pod started       exit 0 once all workers are READY: the startup probe
+    python -m serving.pod alive         exit 0 while at least one worker is READY: TorchServe's liveness probe
     python -m serving.pod drain         send the edge's clients elsewhere, then wait for the last answers: the preStop hook
 
 Settings come from the environment: TS_<KEY> for TorchServe, the names at the top of haproxy.cfg for HAProxy, JAVA_OPTIONS,
@@ -22,7 +23,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.processes import DEFAULT_MAR, ServerError, haproxy_command, model_version, torchserve_command, torchserve_environment, workers_ready
+from serving.processes import (
+    DEFAULT_MAR,
+    ServerError,
+    haproxy_command,
+    model_version,
+    torchserve_command,
+    torchserve_environment,
+    worker_statuses,
+    workers_ready,
+)
 
 MANAGEMENT_ADDRESS = "127.0.0.1:8081"
 DEFAULT_ADMIN_SOCKET = "/tmp/haproxy.sock"
@@ -30,8 +40,8 @@ DEFAULT_DRAIN_S = "8"  # for Services to forget the pod, and for clients to have
 EDGE_PORT = 8080
 RESOLV_CONF = Path("/etc/resolv.conf")
 SOCKET_TIMEOUT_S = 2
-LAST_ANSWERS_S = 10
 POLL_S = 0.2
+UNITS_S = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}  # of HAProxy's times
 
 
 def torchserve(mar: Path) -> int:
@@ -68,18 +78,39 @@ def started(mar: Path) -> int:
     return 0 if workers_ready(MANAGEMENT_ADDRESS, mar.stem) else 1
 
 
+def alive(mar: Path) -> int:
+    return 0 if "READY" in worker_statuses(MANAGEMENT_ADDRESS, mar.stem) else 1
+
+
 def drain(_mar: Path) -> int:
-    """Let every answer say `Connection: close`, wait, then take no more connections and wait for those that are left."""
+    """Let every answer say `Connection: close` for a while, then take no connection and wait for the last answers."""
     ask("set server draining/flag state maint")
     time.sleep(drain_seconds())
     ask("shutdown frontend edge")
-    last = time.monotonic() + LAST_ANSWERS_S
-    while time.monotonic() < last:
-        edge_line = next(csv.DictReader(io.StringIO(ask("show stat edge 1 -1").removeprefix("# "))), {"scur": "0"})
-        if edge_line["scur"] == "0":
-            break
+    last = time.monotonic() + longest_answer_s()
+    while requests_in_flight() and time.monotonic() < last:
         time.sleep(POLL_S)
     return 0
+
+
+def longest_answer_s() -> float:
+    """How long a request waits for its answer at most, by the settings that HAProxy runs with. Raises OSError."""
+    lines = [ask(f"show env {name}") for name in ("QUEUE_TIMEOUT", "ANSWER_TIMEOUT")]
+    return sum(seconds(line.strip().partition("=")[2]) for line in lines)
+
+
+def seconds(time_of_haproxy: str) -> float:
+    """Of "30s", "500ms" and the like. Raises ValueError."""
+    unit = time_of_haproxy.lstrip("0123456789")
+    if unit not in UNITS_S:
+        raise ValueError(f"'{time_of_haproxy}' is no time for HAProxy")
+    return int(time_of_haproxy.removesuffix(unit)) * UNITS_S[unit]
+
+
+def requests_in_flight() -> int:
+    """Requests that have begun and are not answered; connections that are idle do not count. Raises OSError."""
+    edge_line = next(csv.DictReader(io.StringIO(ask("show stat edge 1 -1").removeprefix("# "))))
+    return int(edge_line["h1_open_streams"])
 
 
 def drain_seconds() -> float:
@@ -100,7 +131,7 @@ def ask(command: str) -> str:
         return b"".join(iter(lambda: admin.recv(65536), b"")).decode()
 
 
-COMMANDS = {function.__name__: function for function in (torchserve, edge, started, drain)}
+COMMANDS = {function.__name__: function for function in (torchserve, edge, started, alive, drain)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from serving.keys import UNUSABLE, usable
+
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "config.properties"
 LOG_CONFIG = HERE / "log4j2.xml"
@@ -54,7 +56,10 @@ def torchserve_environment(folder: Path) -> dict[str, str]:
 
 
 def haproxy_command() -> list[str]:
-    """HAProxy in the foreground. Raises ServerError."""
+    """HAProxy in the foreground. Raises ServerError, also for a key by which it would lock everybody out."""
+    key = os.environ.get("API_KEY")
+    if key is not None and not usable(key):
+        raise ServerError(f"API_KEY {UNUSABLE}")
     return [haproxy_binary(), "-db", "-f", str(EDGE_CONFIG)]
 
 
@@ -96,12 +101,16 @@ def model_version(mar: Path) -> str:
 
 def workers_ready(management_address: str, model: str) -> bool:
     """Whether TorchServe's management API, at "host:port", reports workers of the model and all of them READY."""
+    return set(worker_statuses(management_address, model)) == {"READY"}
+
+
+def worker_statuses(management_address: str, model: str) -> list[str]:
+    """What the management API says of each worker of the model; nothing if it does not answer."""
     connection = http.client.HTTPConnection(management_address, timeout=REQUEST_TIMEOUT_S)
     try:
         connection.request("GET", f"/models/{model}")
-        workers = json.loads(connection.getresponse().read())[0]["workers"]
-        return bool(workers) and all(worker["status"] == "READY" for worker in workers)
+        return [worker["status"] for worker in json.loads(connection.getresponse().read())[0]["workers"]]
     except (OSError, http.client.HTTPException, ValueError, LookupError):
-        return False
+        return []
     finally:
         connection.close()

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from serving.local import reserved_ports
 K8S = Path(__file__).resolve().parents[1]
 ROOT = K8S.parent
 SAMPLES = ROOT / "serving" / "samples"
-DEFAULT_PREFIX, DEFAULT_VERSION = "docker.io/library/emnist", "0.1.0"
+DEFAULT_PREFIX = "docker.io/library/emnist"
+DEFAULT_VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 PREFIX, VERSION = os.environ.get("IMAGE_PREFIX", DEFAULT_PREFIX), os.environ.get("VERSION", DEFAULT_VERSION)
 NAMESPACE, STRANGERS = "emnist", "emnist-strangers"
 SERVE_PODS = "app.kubernetes.io/component=serve"

@@ -15,6 +15,7 @@ import uuid
 
 import pytest
 import requests
+from cluster import PREFIX, VERSION
 
 from serving.client import Client
 from serving.local import reserved_ports
@@ -22,8 +23,6 @@ from serving.local import reserved_ports
 pytestmark = pytest.mark.container
 
 DOCKER = os.environ.get("DOCKER", "docker")
-PREFIX = os.environ.get("IMAGE_PREFIX", "docker.io/library/emnist")
-VERSION = os.environ.get("VERSION", "0.1.0")
 SERVE, BATCH, TRAIN = f"{PREFIX}-serve:{VERSION}", f"{PREFIX}-batch:{VERSION}", f"{PREFIX}-train:{VERSION}-cpu"
 ANY_USER = "54321:54321"
 START_TIMEOUT_S = 60

@@ -10,12 +10,16 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from serving.local import STOP_TIMEOUT_S
+from serving.pod import seconds
+from serving.web.connections import configuration
 from serving.web.settings import Settings, from_environment
 from training.train import INTERRUPTED, WRONG_USE
 
 K8S = Path(__file__).resolve().parents[1]
 FILES = sorted(K8S.glob("*.yaml"))
 OVERLAYS = sorted(path for path in (K8S / "overlays").iterdir() if path.is_dir())
+VERSION = tomllib.loads((K8S.parent / "pyproject.toml").read_text())["project"]["version"]
 VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34")
 CLUSTER_SCOPED = {"Namespace", "PersistentVolume"}
 SECRET_PORTS = {8081, 8082, 8083, 7070, 7071}  # TorchServe's own; none leaves the pod
@@ -72,6 +76,16 @@ def test_the_base_is_valid(version):
         kubernetes_validate.validate(found, version, strict=True)
 
 
+def test_who_may_ask_dns_may_do_so_on_openshift_too():
+    """Where the Service of the DNS has port 53 and its pods 5353, which is the port that a policy is about."""
+    policies = [found["spec"] for found in BASE if found["kind"] == "NetworkPolicy"]
+    rules = [rule["ports"] for policy in policies for rule in policy.get("egress", ())]
+    pairs = [{(port["port"], port["protocol"]) for port in ports} for ports in rules]
+    asking = [found for found in pairs if {port for port, _ in found} & {53, 5353}]
+    assert len(asking) == 2
+    assert all(ports == {(port, protocol) for port in (53, 5353) for protocol in ("UDP", "TCP")} for ports in asking)
+
+
 @needs_kubectl
 @pytest.mark.parametrize("folder", [K8S, *OVERLAYS], ids=lambda folder: folder.name)
 def test_what_is_rendered_is_valid_and_hardened(folder):
@@ -103,11 +117,19 @@ def test_apply_f_and_apply_k_mean_the_same():
 
 
 @needs_kubectl
+def test_the_overlay_that_stands_in_the_place_of_everything_leaves_nothing_out():
+    def names(objects):
+        return {(found["kind"], found["metadata"]["name"]) for found in objects}
+
+    assert names(kustomize(K8S / "overlays" / "nfs")) == names(BASE) | {("PersistentVolume", "emnist-pictures")}
+
+
+@needs_kubectl
 def test_one_line_changes_the_namespace_or_the_tag(tmp_path):
     for file in [*FILES, K8S / "Kustomization"]:
         shutil.copy(file, tmp_path)
     text = (K8S / "Kustomization").read_text()
-    text = text.replace("namespace: emnist", "namespace: archive").replace("newTag: 0.1.0", "newTag: 9.9.9")
+    text = text.replace("namespace: emnist", "namespace: archive").replace(f"newTag: {VERSION}", "newTag: 9.9.9")
     (tmp_path / "Kustomization").write_text(text.replace("newName: emnist-", "newName: registry.example.org/emnist-"))
     objects = kustomize(tmp_path)
     assert {found["metadata"].get("namespace", found["metadata"]["name"]) for found in objects} == {"archive"}
@@ -116,12 +138,10 @@ def test_one_line_changes_the_namespace_or_the_tag(tmp_path):
 
 
 def test_all_tags_are_the_version(root):
-    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
     files = [*FILES, K8S / "Kustomization", *(K8S / "overlays").rglob("*.yaml")]
     tags = {tag for file in files for tag in re.findall(r"(?:image: emnist-\w+:|newTag: )([\w.]+)", file.read_text())}
-    assert tags == {version}
-    for name in ("Makefile", "Dockerfile.serve", "Dockerfile.train"):
-        assert re.search(rf"VERSION\s*\??=\s*{re.escape(version)}$", (root / name).read_text(), re.MULTILINE), name
+    assert tags == {VERSION}
+    assert yaml.safe_load((root / "serving" / "openapi.yaml").read_text())["info"]["version"] == VERSION
 
 
 def test_the_namespace_enforces_the_restricted_standard():
@@ -156,6 +176,11 @@ def test_selectors_find_the_pods():
         assert policies["emnist-batch"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
 
 
+def test_a_pod_that_is_stuck_does_not_block_the_drain_of_its_node():
+    budgets = [found["spec"] for found in BASE if found["kind"] == "PodDisruptionBudget"]
+    assert [budget["unhealthyPodEvictionPolicy"] for budget in budgets] == ["AlwaysAllow"] * 2
+
+
 def test_only_the_edge_has_ports(root):
     containers = {container["name"]: container for container in containers_of(one("Deployment", "emnist")["spec"]["template"]["spec"])}
     assert "ports" not in containers["torchserve"]
@@ -179,16 +204,49 @@ def test_the_page_calls_the_service_and_nobody_else():
     settings = from_environment({}, upstream=container["command"][container["command"].index("--upstream") + 1])
     (port,) = [port for port in one("Service", "emnist")["spec"]["ports"] if port["name"] == "http"]
     assert (settings.upstream, port["port"]) == ("http://emnist", 80)
-    peers, names = one("NetworkPolicy", "emnist-web")["spec"]["egress"]
+    peers, _ = one("NetworkPolicy", "emnist-web")["spec"]["egress"]
     assert peers["to"] == [{"podSelector": {"matchLabels": one("Service", "emnist")["spec"]["selector"]}}]
-    assert {port["port"] for port in names["ports"]} == {53}
-    assert {variable["name"]: variable["valueFrom"]["secretKeyRef"]["optional"] for variable in container["env"]} == {"API_KEY": True}
 
 
-def test_the_pod_outlives_its_draining():
-    pod = one("Deployment", "emnist")["spec"]["template"]["spec"]
-    drain = float(next(found for found in BASE if found["metadata"]["name"] == "emnist-haproxy")["data"]["DRAIN_SECONDS"])
-    assert pod["terminationGracePeriodSeconds"] > drain + 10 + 10
+def test_one_secret_closes_all_that_the_ingress_opens():
+    """The page and what is behind it; without the Secret both are open."""
+
+    def keys(name):
+        containers = containers_of(one("Deployment", name)["spec"]["template"]["spec"])
+        found = [(container["name"], variable) for container in containers for variable in container.get("env", [])]
+        return {container: variable for container, variable in found if variable["name"] == "API_KEY"}
+
+    behind = {name: keys(name) for name in ("emnist", "emnist-web")}
+    secret = {"name": "emnist-api", "key": "api-key", "optional": True}
+    variable = {"name": "API_KEY", "valueFrom": {"secretKeyRef": secret}}
+    assert behind == {"emnist": {"haproxy": variable}, "emnist-web": {"web": variable}}
+    (ingress,) = objects_in((K8S / "overlays" / "ingress" / "ingress.yaml").read_text())
+    paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
+    assert {path["backend"]["service"]["name"] for path in paths} == set(behind)
+    assert from_environment({"API_KEY": "secret"}).upstream_api_key == "secret"
+
+
+def test_a_pod_outlives_its_draining_and_its_longest_answer():
+    edge, page = one("ConfigMap", "emnist-haproxy")["data"], from_environment(one("ConfigMap", "emnist-web")["data"])
+    longest_answer_s = seconds(edge["QUEUE_TIMEOUT"]) + seconds(edge["ANSWER_TIMEOUT"])
+    spec = one("Deployment", "emnist")["spec"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] >= float(edge["DRAIN_SECONDS"]) + longest_answer_s + STOP_TIMEOUT_S
+    assert page.answer_timeout_s > longest_answer_s
+    spec = one("Deployment", "emnist-web")["spec"]["template"]["spec"]
+    _, hook_s = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    uvicorn = configuration(None, "127.0.0.1", 0, page.longest_answer_s)
+    assert uvicorn.timeout_graceful_shutdown >= page.body_timeout_s + page.answer_timeout_s
+    assert spec["terminationGracePeriodSeconds"] > int(hook_s) + uvicorn.timeout_graceful_shutdown
+
+
+@needs_kubectl
+def test_an_upgrade_needs_no_gpu_more_than_there_are():
+    def strategy(objects):
+        deployments = {found["metadata"]["name"]: found["spec"] for found in objects if found["kind"] == "Deployment"}
+        return deployments["emnist"]["strategy"]["rollingUpdate"]
+
+    assert strategy(kustomize(K8S / "overlays" / "gpu")) == {"maxSurge": 0, "maxUnavailable": 1}
+    assert strategy(BASE) == {"maxSurge": 1, "maxUnavailable": 0}
 
 
 @needs_kubectl
@@ -214,7 +272,7 @@ def test_the_first_run_is_the_template_of_all_runs():
 
 
 @needs_kubectl
-@pytest.mark.parametrize(("overlay", "tag", "gpus"), [("train", "0.1.0", "1"), ("train-cpu", "0.1.0-cpu", None)])
+@pytest.mark.parametrize(("overlay", "tag", "gpus"), [("train", VERSION, "1"), ("train-cpu", f"{VERSION}-cpu", None)])
 def test_a_training_job_goes_on_after_an_eviction_and_not_after_a_wrong_setting(overlay, tag, gpus):
     objects = kustomize(K8S / "overlays" / overlay)
     (job,) = [found["spec"] for found in objects if found["kind"] == "Job"]

@@ -2,20 +2,27 @@
 
 import contextlib
 import http.client
+import http.server
 import io
+import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
+import yaml
 from PIL import Image
 from watch import java_of
 
 from serving import pod
-from serving.local import running
+from serving.local import reserved_ports, running
+from serving.processes import haproxy_command
 
 TIMEOUT_S = 30
 
@@ -38,6 +45,57 @@ def refused(server):
     told = requests.get(f"{server.probes_url}/metrics", timeout=TIMEOUT_S).text
     found = re.findall(r'http_responses_total\{proxy="(shed|torchserve_streamed)",code="5xx"\} (\d+)', told)
     return {backend: int(count) for backend, count in found}
+
+
+@pytest.fixture
+def ports():
+    with reserved_ports(4) as ports:
+        yield ports
+
+
+@pytest.fixture
+def edge(program, ports, tmp_path, monkeypatch):
+    """A function that starts HAProxy without TorchServe and returns its port; pod.py finds its admin socket."""
+
+    def start(**settings):
+        port, probes, management, metrics = ports
+        addresses = {"EDGE_ADDRESS": f"127.0.0.1:{port}", "PROBE_HOST": "127.0.0.1", "PROBE_PORT": str(probes)}
+        addresses |= {"MANAGEMENT_PORT": str(management), "MODEL_METRICS_PORT": str(metrics)}
+        addresses["TORCHSERVE_SOCKET"] = str(tmp_path / "none")
+        monkeypatch.setenv("ADMIN_SOCKET", str(tmp_path / "haproxy.sock"))
+        program(haproxy_command(), env=os.environ | addresses | settings)
+        wait_until((tmp_path / "haproxy.sock").exists)
+        return port
+
+    return start
+
+
+@pytest.fixture
+def management():
+    """A function that starts a management API which reports workers of these statuses, and returns its address."""
+    with contextlib.ExitStack() as stack:
+
+        def start(statuses):
+            class Api(http.server.BaseHTTPRequestHandler):
+                def do_GET(self):
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write(json.dumps([{"workers": [{"status": status} for status in statuses]}]).encode())
+
+            api = http.server.HTTPServer(("127.0.0.1", 0), Api)
+            threading.Thread(target=api.serve_forever, daemon=True).start()
+            stack.callback(api.server_close)
+            stack.callback(api.shutdown)
+            return f"127.0.0.1:{api.server_port}"
+
+        yield start
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_what_is_too_much_is_refused_at_once_and_the_rest_answered(tight, picture):
@@ -85,6 +143,70 @@ def test_draining_sends_clients_elsewhere_and_then_takes_no_more(mar, picture, m
             send()
 
 
+def test_draining_waits_for_a_long_answer_and_for_no_idle_connection(mar, samples, monkeypatch):
+    for name, value in (("QUEUE_TIMEOUT", "500ms"), ("ANSWER_TIMEOUT", "20s"), ("DRAIN_SECONDS", "0")):
+        monkeypatch.setenv(name, value)
+    with running(mar) as server, requests.Session() as idle, ThreadPoolExecutor(2) as pool:
+        monkeypatch.setenv("ADMIN_SOCKET", str(server.admin_socket))
+        assert pod.longest_answer_s() == 20.5
+        assert idle.get(f"{server.url}/ready", timeout=TIMEOUT_S).ok
+        workers = java_of(server).children(recursive=True)
+        for worker in workers:
+            worker.suspend()
+        url, picture = f"{server.url}/predictions/emnist", samples[0].read_bytes()
+        answer = pool.submit(requests.post, url, data=picture, timeout=TIMEOUT_S)
+        wait_until(lambda: pod.requests_in_flight() == 1)
+        draining = pool.submit(pod.main, ["drain", "--mar", str(mar)])
+        time.sleep(2)
+        assert not draining.done()
+        for worker in workers:
+            worker.resume()
+        assert answer.result().json()["character"] == samples[0].name[0]
+        assert draining.result(timeout=3) == 0
+
+
+def test_draining_waits_no_longer_than_for_the_longest_answer(edge, monkeypatch):
+    port = edge(QUEUE_TIMEOUT="500ms", ANSWER_TIMEOUT="1s")
+    monkeypatch.setenv("DRAIN_SECONDS", "0")
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as client:
+        # HAProxy waits 10 s for the rest.
+        client.sendall(b"POST /predictions/emnist HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nslow")
+        wait_until(lambda: pod.requests_in_flight() == 1)
+        started = time.monotonic()
+        assert pod.main(["drain"]) == 0
+        assert 1.5 <= time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(("text", "expected"), [("30s", 30), ("500ms", 0.5), ("1500", 1.5), ("2m", 120)])
+def test_times_are_read_as_haproxy_reads_them(text, expected):
+    assert pod.seconds(text) == expected
+
+
+def test_a_key_may_hold_a_comma(edge):
+    url = f"http://127.0.0.1:{edge(API_KEY='one,two')}/predictions/emnist"
+    statuses = {}
+    for key in ("one,two", "one", "two"):
+        for headers in ({"X-API-Key": key}, {"Authorization": f"Bearer {key}"}):
+            answer = requests.post(url, data=b"picture", headers=headers, timeout=TIMEOUT_S)
+            statuses[key, *headers] = answer.status_code
+    right = {("one,two", "X-API-Key"), ("one,two", "Authorization")}
+    assert statuses == {given: 503 if given in right else 401 for given in statuses}, "503, for there is no TorchServe"
+    answer = requests.post(url, data=b"picture", headers={"Authorization": "one,two"}, timeout=TIMEOUT_S)
+    assert answer.status_code == 401, "a bearer token is named as one"
+
+
+@pytest.mark.parametrize("key", ["", " ", "secret\n"])
+def test_a_key_by_which_nobody_could_get_in_is_refused_at_the_start(mar, root, free_port, key):
+    environment = os.environ | {"API_KEY": key}
+    for program in (["serving.pod", "edge"], ["serving.local", "--port", str(free_port)]):
+        command = [sys.executable, "-m", *program, "--mar", str(mar)]
+        options = {"capture_output": True, "text": True, "timeout": TIMEOUT_S}
+        done = subprocess.run(command, cwd=root, env=environment, check=False, **options)
+        assert done.returncode == 1
+        assert re.fullmatch(r"\w+: API_KEY must not be empty [^\n]*", done.stderr.splitlines()[-1])
+        assert "Traceback" not in done.stderr
+
+
 def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(mar, server, monkeypatch, root):
     """Not even what TorchServe had in flight: its workers are stopped first, so that it has."""
     monkeypatch.setenv("PEERS", server.url.removeprefix("http://"))
@@ -117,9 +239,32 @@ def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(m
             assert time.monotonic() < deadline
         assert later.json()["alphabet"] == "vin"
         assert not broken.ready()
+        monkeypatch.setattr(pod, "MANAGEMENT_ADDRESS", broken.management_address)
+        assert pod.main(["alive", "--mar", str(mar)]) == 1
         handed_on = {"X-Handed-On": "1", "X-Protocol": "plain"}
         again = requests.post(f"{broken.url}/emnist/predict", data=samples[0].read_bytes(), headers=handed_on, timeout=TIMEOUT_S)
         assert again.status_code == 503, "what a peer has handed on is not handed on again"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "alive", "started"),
+    [(["READY", "READY"], 0, 0), (["UNLOADED", "READY"], 0, 1), (["UNLOADED", "LOADING"], 1, 1), ([], 1, 1)],
+)
+def test_a_pod_lives_while_one_worker_is_ready(management, monkeypatch, statuses, alive, started):
+    monkeypatch.setattr(pod, "MANAGEMENT_ADDRESS", management(statuses))
+    assert (pod.main(["alive"]), pod.main(["started"])) == (alive, started)
+
+
+def test_what_probes_torchserve_asks_torchserve_alone(mar, server, root, free_port, monkeypatch):
+    """The manifest's commands, with this service's address: no HAProxy is needed; a TorchServe that is away is dead."""
+    deployment = yaml.safe_load((root / "k8s" / "40-deployment.yaml").read_text())["spec"]["template"]["spec"]
+    (torchserve,) = deployment["initContainers"]
+    for probe in ("startupProbe", "livenessProbe"):
+        program, option, module, command = torchserve[probe]["exec"]["command"]
+        assert (program, option, module) == ("python", "-m", "serving.pod")
+        for address, code in ((server.management_address, 0), (f"127.0.0.1:{free_port}", 1)):
+            monkeypatch.setattr(pod, "MANAGEMENT_ADDRESS", address)
+            assert pod.main([command, "--mar", str(mar)]) == code
 
 
 def test_a_pod_is_not_its_own_peer(server):

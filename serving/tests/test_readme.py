@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from handlers.messages import STATUS
 from serving import batch
 from serving.client import Client
 from training.settings import DataSettings, Source
@@ -58,6 +59,19 @@ def test_the_sources_are_those_of_the_settings(readme):
     assert named == list(get_args(Source))
     for field in re.findall(r"`data\.(?!json)(\w+)", readme):
         assert hasattr(DataSettings(), field), field
+
+
+def test_the_table_of_errors_is_the_handlers_and_the_edges(root, readme):
+    edge = (root / "serving" / "haproxy.cfg").read_text()
+    code_of = dict(re.findall(r"""setenv (\w+) '{"error":%\[var\(txn\.open\)\](\w+)%""", edge))
+    sent = {(int(status), code_of[name]) for status, name in re.findall(r'status (\d+) .*lf-string "\${(\w+)}"', edge)}
+    sent |= {(int(status), code) for status, code in re.findall(r'http-error status (\d+) .*"code":"(\w+)"', edge)}
+    assert {"unauthorized", "overloaded", "deadline"} <= {code for _, code in sent}
+    table = readme[readme.index("| status | code | when |") :].split("\n\n")[0].splitlines()[2:]
+    rows = [row.split("|")[1:3] for row in table]
+    cells = [(status, code) for statuses, codes in rows for status in statuses.split(",") for code in codes.split(",")]
+    told = {(int(status), code.strip(" `")) for status, code in cells}
+    assert told == sent | {(status, code) for code, status in STATUS.items()}
 
 
 def test_the_curl_answer_is_the_services(root, server, readme):

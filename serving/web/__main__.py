@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"web: {error}", file=sys.stderr)
         return 2
     log_to_stderr()
-    config = configuration(create_app(settings), arguments.host, arguments.port)
+    config = configuration(create_app(settings), arguments.host, arguments.port, settings.longest_answer_s)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again once it has ended in order
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -10,7 +11,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADERS_TIMEOUT_S = 10.0
 IDLE_CONNECTION_S = 30
-LAST_ANSWERS_S = 10  # for what is in flight when the gateway is told to end
 
 
 class Connection(H11Protocol):
@@ -44,7 +44,8 @@ class Connection(H11Protocol):
             self._waiting = None
 
 
-def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
+def configuration(app: ASGIApp, host: str, port: int, longest_answer_s: float) -> uvicorn.Config:
+    """A gateway that is told to end closes idle connections, and waits `longest_answer_s` for what is in flight."""
     return uvicorn.Config(
         app,
         host=host,
@@ -55,5 +56,5 @@ def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=IDLE_CONNECTION_S,
-        timeout_graceful_shutdown=LAST_ANSWERS_S,
+        timeout_graceful_shutdown=math.ceil(longest_answer_s),
     )

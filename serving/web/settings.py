@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from serving.keys import UNUSABLE, usable
+
 MEBIBYTE = 1024 * 1024
 MAX_PICTURE_BYTES = 16 * MEBIBYTE  # with what is sent around it: the model service takes no larger request
 MAX_PIXELS_BYTES = 64 * 1024  # of JSON; 784 numbers need 4 kB
@@ -34,13 +36,18 @@ class Settings:
     answer_timeout_s: float = 35.0  # the model service's own deadlines are 2 s in its queue and 30 s for the answer
     ready_timeout_s: float = 1.0
 
+    @property
+    def longest_answer_s(self) -> float:
+        """From a request's first byte of body to its answer."""
+        return self.body_timeout_s + self.answer_timeout_s
+
 
 def from_environment(environment: Mapping[str, str], **given: Any) -> Settings:
     """Settings from variables of the fields' names in capitals, `given` winning over them. Raises SettingsError."""
     values: dict[str, Any] = {}
     for name, default in vars(Settings()).items():
         text = environment.get(name.upper(), "")
-        if text:
+        if text or (name == "api_key" and "API_KEY" in environment):  # an empty key must not open what was to be closed
             values[name] = _parsed(name, text, default)
     values.setdefault("upstream_api_key", values.get("api_key", ""))  # one key for both, unless they are told apart
     settings = Settings(**values | {name: value for name, value in given.items() if value is not None})
@@ -51,6 +58,8 @@ def from_environment(environment: Mapping[str, str], **given: Any) -> Settings:
 
 
 def _parsed(name: str, text: str, default: Any) -> Any:
+    if name.endswith("api_key") and not usable(text):
+        raise SettingsError(f"{name.upper()} {UNUSABLE}")
     if isinstance(default, str):
         return text
     if isinstance(default, tuple):

@@ -52,7 +52,8 @@ class Service:
 @contextlib.contextmanager
 def listening(settings, transport=None, port=None):
     with contextlib.nullcontext([port]) if port else reserved_ports(1) as (own,):
-        server = uvicorn.Server(configuration(create_app(settings, transport), "127.0.0.1", own))
+        app = create_app(settings, transport)
+        server = uvicorn.Server(configuration(app, "127.0.0.1", own, settings.longest_answer_s))
         server.capture_signals = contextlib.nullcontext  # the tests' own
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
