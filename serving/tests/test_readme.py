@@ -23,7 +23,8 @@ def readme(root):
 
 
 def test_every_make_target_exists_and_has_a_help_line(root, readme):
-    documented = set(re.findall(r"^([a-z-]+):.*## ", (root / "Makefile").read_text(), re.MULTILINE))
+    help_text = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, timeout=60, check=True).stdout
+    documented = set(re.findall(r"^  make ([a-z-]+) +\S", help_text, re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE))
     assert {"demo", "test", "serve", "train", "bench", "help"} <= named <= documented
 

@@ -67,13 +67,11 @@ def test_a_taken_port_of_the_page_is_one_line(mar, free_port):
         pass
 
 
-def test_make_and_the_image_start_the_page(root):
-    make = (root / "Makefile").read_text()
-    assert re.search(r"-m serving\.local --port \$\(PORT\) --web-port \$\(WEB_PORT\)", make)
-    assert re.search(r"^WEB_PORT\s*\?= 8000$", make, re.MULTILINE)
-    image = (root / "Dockerfile.serve").read_text()
-    assert '"--web-port", "8000"]' in image
-    assert re.search(r"^EXPOSE .*\b8000\b", image, re.MULTILINE)
+def test_make_serves_the_page_on_its_port(root):
+    """What the image does is a container test."""
+    for given, web_port in ((), "8000"), (("WEB_PORT=9001",), "9001"):
+        done = subprocess.run(["make", "--dry-run", "serve", *given], cwd=root, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+        assert f"-m serving.local --port 8080 --web-port {web_port}\n" in done.stdout
 
 
 @pytest.mark.parametrize(
