@@ -27,10 +27,20 @@ def launch():
     return start
 
 
+ONE_WORKER = {"TS_DEFAULT_WORKERS_PER_MODEL": "1"}
+
+
+@pytest.fixture
+def one_worker(monkeypatch):
+    """The services that the test starts have one worker, which is there sooner than two."""
+    for name, value in ONE_WORKER.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(scope="session")
 def tight(mar, tmp_path_factory):
     """A service with few places, which logs every request; its log is the file `log`."""
-    settings = {"LOG_LEVEL": "info", "MAX_IN_FLIGHT": "2", "MAX_STREAMED_IN_FLIGHT": "1", "MAX_QUEUE": "1"}
+    settings = {"LOG_LEVEL": "info", "MAX_IN_FLIGHT": "2", "MAX_STREAMED_IN_FLIGHT": "1", "MAX_QUEUE": "1"} | ONE_WORKER
     path = tmp_path_factory.mktemp("tight") / "log"
     with pytest.MonkeyPatch.context() as patch, path.open("wb") as log:
         for name, value in settings.items():

@@ -120,49 +120,45 @@ def test_what_is_too_much_is_refused_at_once_and_the_rest_answered(tight, pictur
     assert counted["shed"] > 0
 
 
-def test_draining_sends_clients_elsewhere_and_then_takes_no_more(mar, picture, monkeypatch):
-    with running(mar) as server:
+def test_draining_sends_clients_elsewhere_takes_no_more_and_waits_for_the_last_answer(mar, samples, monkeypatch):
+    for name, value in (("QUEUE_TIMEOUT", "500ms"), ("ANSWER_TIMEOUT", "20s"), ("TS_DEFAULT_WORKERS_PER_MODEL", "1")):
+        monkeypatch.setenv(name, value)
+    picture = samples[0].read_bytes()
+    with running(mar) as server, requests.Session() as idle, ThreadPoolExecutor(2) as pool:
         monkeypatch.setenv("ADMIN_SOCKET", str(server.admin_socket))
+        monkeypatch.setenv("DRAIN_SECONDS", "2")
+        assert pod.longest_answer_s() == 20.5
+        assert idle.get(f"{server.url}/ready", timeout=TIMEOUT_S).ok
         client = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=TIMEOUT_S)
 
         def send():
             client.request("POST", "/predictions/emnist", picture, {"Content-Type": "application/octet-stream"})
             response = client.getresponse()
-            response.read()
-            return response.status, (response.getheader("Connection") or "keep-alive").lower()
+            body = json.loads(response.read())
+            return response.status, body["character"], (response.getheader("Connection") or "keep-alive").lower()
 
-        assert send() == (200, "keep-alive")
-        monkeypatch.setenv("DRAIN_SECONDS", "2")
-        with ThreadPoolExecutor(1) as pool:
-            draining = pool.submit(pod.main, ["drain", "--mar", str(mar)])
-            time.sleep(0.5)
-            assert send() == (200, "close")
-            assert send() == (200, "close"), "for a while, new connections are still taken"
-            assert draining.result() == 0
-        with pytest.raises(ConnectionRefusedError):
-            send()
-
-
-def test_draining_waits_for_a_long_answer_and_for_no_idle_connection(mar, samples, monkeypatch):
-    for name, value in (("QUEUE_TIMEOUT", "500ms"), ("ANSWER_TIMEOUT", "20s"), ("DRAIN_SECONDS", "0")):
-        monkeypatch.setenv(name, value)
-    with running(mar) as server, requests.Session() as idle, ThreadPoolExecutor(2) as pool:
-        monkeypatch.setenv("ADMIN_SOCKET", str(server.admin_socket))
-        assert pod.longest_answer_s() == 20.5
-        assert idle.get(f"{server.url}/ready", timeout=TIMEOUT_S).ok
-        workers = java_of(server).children(recursive=True)
-        for worker in workers:
-            worker.suspend()
-        url, picture = f"{server.url}/predictions/emnist", samples[0].read_bytes()
-        answer = pool.submit(requests.post, url, data=picture, timeout=TIMEOUT_S)
-        wait_until(lambda: pod.requests_in_flight() == 1)
+        right = samples[0].name[0]
+        assert send() == (200, right, "keep-alive")
         draining = pool.submit(pod.main, ["drain", "--mar", str(mar)])
-        time.sleep(2)
-        assert not draining.done()
-        for worker in workers:
-            worker.resume()
-        assert answer.result().json()["character"] == samples[0].name[0]
-        assert draining.result(timeout=3) == 0
+        time.sleep(0.5)
+        assert send() == (200, right, "close")
+        assert send() == (200, right, "close"), "for a while, new connections are still taken"
+        (worker,) = java_of(server).children(recursive=True)
+        worker.suspend()
+        last = pool.submit(send)
+        wait_until(lambda: pod.requests_in_flight() == 1)
+        time.sleep(2.5)
+        with pytest.raises(ConnectionRefusedError):
+            requests_once(server)
+        assert not draining.done(), "an answer is still to come"
+        worker.resume()
+        assert last.result() == (200, right, "close")
+        assert draining.result(timeout=3) == 0, "the idle connection is not waited for"
+
+
+def requests_once(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    socket.create_connection((host, int(port)), timeout=TIMEOUT_S).close()
 
 
 def test_draining_waits_no_longer_than_for_the_longest_answer(edge, monkeypatch):
@@ -182,15 +178,22 @@ def test_times_are_read_as_haproxy_reads_them(text, expected):
     assert pod.seconds(text) == expected
 
 
-def test_a_key_may_hold_a_comma(edge):
-    url = f"http://127.0.0.1:{edge(API_KEY='one,two')}/predictions/emnist"
+def test_with_a_key_only_its_holders_are_let_in(edge):
+    """The key holds a comma. Whoever is let in is told that there is no TorchServe."""
+    host = f"http://127.0.0.1:{edge(API_KEY='one,two')}"
+    url = f"{host}/predictions/emnist"
+    for headers in ({}, {"X-API-Key": ""}, {"X-API-Key": "one,tw"}, {"Authorization": "Bearer one,two3"}, {"X-Handed-On": "1"}):
+        answer = requests.post(url, data=b"picture", headers=headers, timeout=TIMEOUT_S)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized"), headers
+    assert requests.get(f"{host}/v2/health/live", timeout=TIMEOUT_S).status_code == 200
+    assert requests.get(f"{host}/v2/models/emnist", timeout=TIMEOUT_S).status_code == 401
     statuses = {}
     for key in ("one,two", "one", "two"):
         for headers in ({"X-API-Key": key}, {"Authorization": f"Bearer {key}"}):
             answer = requests.post(url, data=b"picture", headers=headers, timeout=TIMEOUT_S)
             statuses[key, *headers] = answer.status_code
     right = {("one,two", "X-API-Key"), ("one,two", "Authorization")}
-    assert statuses == {given: 503 if given in right else 401 for given in statuses}, "503, for there is no TorchServe"
+    assert statuses == {given: 503 if given in right else 401 for given in statuses}
     answer = requests.post(url, data=b"picture", headers={"Authorization": "one,two"}, timeout=TIMEOUT_S)
     assert answer.status_code == 401, "a bearer token is named as one"
 

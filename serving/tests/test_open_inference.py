@@ -12,8 +12,6 @@ import tritonclient.http as triton
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from serving.local import running
-
 TIMEOUT_S = 30
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -157,19 +155,6 @@ def test_requests_have_an_id_and_hand_on_their_trace(tight, samples):
     assert [line["path"] for line in lines] == ["/predictions/emnist", "/predictions/emnist", "/no%22path"]
     assert lines[0]["ms"] >= lines[0]["server_ms"] >= 0
     assert "digits" not in logged, "a query may hold what is nobody's business"
-
-
-def test_with_a_key_only_its_holders_are_answered(mar, samples, monkeypatch):
-    monkeypatch.setenv("API_KEY", "s3cret")
-    with running(mar) as server:
-        url = f"{server.url}/predictions/emnist"
-        for headers in ({}, {"X-API-Key": ""}, {"X-API-Key": "s3cre"}, {"Authorization": "Bearer s3cret2"}, {"X-Handed-On": "1"}):
-            answer = requests.post(url, data=samples["3"], headers=headers, timeout=TIMEOUT_S)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized"), headers
-        for headers in ({"X-API-Key": "s3cret"}, {"Authorization": "Bearer s3cret"}):
-            assert requests.post(url, data=samples["3"], headers=headers, timeout=TIMEOUT_S).json()["character"] == "3"
-        assert requests.get(f"{server.url}/v2/health/ready", timeout=TIMEOUT_S).status_code == 200
-        assert requests.get(f"{server.url}/v2/models/emnist", timeout=TIMEOUT_S).status_code == 401
 
 
 def test_answers_are_no_pages_and_no_other_site_may_ask(server, samples):

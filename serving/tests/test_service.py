@@ -183,6 +183,7 @@ def test_serve_stops_everything_it_started(root, mar, program, free_port):
     assert not alive
 
 
+@pytest.mark.usefixtures("one_worker")
 def test_a_server_that_dies_is_reported(root, mar, program, free_port):
     command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(free_port)]
     process = program(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -197,6 +198,7 @@ def test_a_server_that_dies_is_reported(root, mar, program, free_port):
     assert not alive
 
 
+@pytest.mark.usefixtures("one_worker")
 def test_a_model_that_cannot_load_is_one_line(mar, tmp_path):
     broken = tmp_path / "emnist.mar"
     with zipfile.ZipFile(mar) as source, zipfile.ZipFile(broken, "w") as target:

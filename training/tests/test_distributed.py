@@ -159,6 +159,7 @@ def test_torchrun_trains_and_exports_once(tmp_path, emnist_root):
     assert curve(run)[1] == pytest.approx(curve(one)[1], rel=0.03)
 
 
+@pytest.mark.slow
 def test_torchrun_passes_on_the_signal_and_the_run_is_saved(tmp_path, emnist_root):
     process = subprocess.Popen(
         [*TORCHRUN, *command(tmp_path, emnist_root, "schedule.epochs=100000")], env=environment(), stderr=subprocess.PIPE, text=True

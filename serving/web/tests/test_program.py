@@ -32,7 +32,11 @@ def ports():
 def test_serve_starts_the_page_and_stops_it_first(root, mar, program, ports):
     port, web_port = ports
     command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(port), "--web-port", str(web_port)]
-    environment = os.environ | {"PYTHONPATH": str(root), "API_KEY": "secret"}  # one key for the service and the page
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "API_KEY": "secret",
+        "TS_DEFAULT_WORKERS_PER_MODEL": "1",
+    }  # one key for the service and the page
     process = program(command, cwd=root.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("curl ")
     url = f"http://127.0.0.1:{web_port}"
