@@ -16,8 +16,13 @@ from serving.plan import read_plan
 from serving.report import Row
 from serving.shards import Run
 
-PICTURES = 1000  # of the fixture `pictures`
+PICTURES = 600  # of the fixture `pictures`
+# Statements that run before the program: checkpoints come often, and each file takes 5 ms to read, so that a test can step in.
 OFTEN = "serving.shards.CHECKPOINT_S = 0.05"
+SLOWLY = (
+    f"{OFTEN}; import time; read_file = serving.pictures.read_file; "
+    "serving.pictures.read_file = lambda *arguments, **options: time.sleep(0.005) or read_file(*arguments, **options)"
+)
 
 
 def fill(folder, images, count):

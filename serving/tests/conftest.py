@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -42,11 +43,13 @@ def tight(mar, tmp_path_factory):
     """A service with few places, which logs every request; its log is the file `log`."""
     settings = {"LOG_LEVEL": "info", "MAX_IN_FLIGHT": "2", "MAX_STREAMED_IN_FLIGHT": "1", "MAX_QUEUE": "1"} | ONE_WORKER
     path = tmp_path_factory.mktemp("tight") / "log"
-    with pytest.MonkeyPatch.context() as patch, path.open("wb") as log:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        with running(mar, log=log) as server:
-            yield SimpleNamespace(server=server, log=path)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(path.open("wb"))
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            server = stack.enter_context(running(mar, log=log))
+        yield SimpleNamespace(server=server, log=path)
 
 
 @pytest.fixture(scope="module")

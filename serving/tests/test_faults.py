@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from batch_runs import OFTEN, PICTURES, kept, parse, run, undisturbed, wait_until
+from batch_runs import OFTEN, PICTURES, SLOWLY, kept, parse, run, undisturbed, wait_until
 from PIL import Image
 
 from handlers.recognizer import Recognizer
@@ -115,7 +115,7 @@ def test_a_picture_that_vanishes_is_a_row(small, call):
 def test_a_folder_that_comes_and_goes(pictures, call, launch, tmp_path):
     """Away as a volume is: an empty mount point is left."""
     expected = undisturbed(pictures)
-    process = launch(["--input", pictures, "--output", call.output], OFTEN)
+    process = launch(["--input", pictures, "--output", call.output], SLOWLY)
     wait_until(lambda: kept(call.output), process)
     pictures.rename(tmp_path / "away")
     pictures.mkdir()
@@ -131,14 +131,14 @@ def test_a_folder_that_comes_and_goes(pictures, call, launch, tmp_path):
 
 def test_a_folder_that_stays_away(pictures, call, launch, tmp_path):
     expected = undisturbed(pictures)
-    process = launch(["--input", pictures, "--output", call.output], f"{OFTEN}; serving.pictures.VOLUME_TIMEOUT_S = 1")
+    process = launch(["--input", pictures, "--output", call.output], f"{SLOWLY}; serving.pictures.VOLUME_TIMEOUT_S = 1")
     wait_until(lambda: kept(call.output), process)
     pictures.rename(tmp_path / "away")
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     last = stderr.splitlines()[-1]
     assert last.startswith(f"batch: {pictures} did not come back within 1 s after ")
-    assert last.endswith(" of 1,000 pictures; the same command goes on from there")
+    assert last.endswith(" of 600 pictures; the same command goes on from there")
     (tmp_path / "away").rename(pictures)
     assert 0 < kept(call.output) < PICTURES
     assert call(pictures) == 0

@@ -181,8 +181,7 @@ def test_no_picture_is_exit_code_3_for_every_shard(tmp_path, call):
     assert call.output.read_bytes() == csv_bytes([report.Row._fields])
 
 
-@pytest.mark.parametrize("what", ["segment", "marker", "missing"])
-@pytest.mark.parametrize("shard", [0, 1])
+@pytest.mark.parametrize(("what", "shard"), [("segment", 0), ("segment", 1), ("marker", 1), ("missing", 0)])
 def test_a_damaged_shard_is_scored_again(almost_merged, small, call, caplog, what, shard):
     folder, expected = almost_merged
     (segment,) = (path for path in folder.glob("shard-0-*") if path.suffix != ".json")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from batch_runs import OFTEN, fill, kept, run_of, undisturbed, wait_until
+from batch_runs import OFTEN, SLOWLY, fill, kept, run_of, undisturbed, wait_until
 
 from serving import report, results
 from serving.merge import meta_path
@@ -20,10 +20,10 @@ from serving.plan import run_folder
 PEAK = "import atexit, sys; atexit.register(lambda: print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0], file=sys.stderr))"
 
 
-@pytest.mark.parametrize(("form", "numbers"), [("csv", (1, 2, 4)), ("ascii", (3,))])
+@pytest.mark.parametrize(("form", "numbers"), [("csv", (1, 4)), ("ascii", (3,))])
 def test_any_number_of_shards_gives_the_same_bytes(pictures, call, caplog, form, numbers):
     expected = undisturbed(pictures, "--format", form)
-    assert expected.count(b"\n") > 900
+    assert expected.count(b"\n") > 550
     for shards in numbers:
         for shard in reversed(range(shards)):
             assert not call.output.exists()
@@ -32,8 +32,8 @@ def test_any_number_of_shards_gives_the_same_bytes(pictures, call, caplog, form,
         assert {path.name for path in call.output.parent.iterdir()} == {"out.csv", "out.csv.meta.json"}
         meta = json.loads(meta_path(call.output).read_text())
         assert meta["shards"] == shards
-        assert meta["counts"] == {"ok": 989, "rejected": 0, "error": 11}
-        assert ("s of all shards: 989 ok" in caplog.text) == (shards > 1)
+        assert meta["counts"] == {"ok": 593, "rejected": 0, "error": 7}
+        assert ("s of all shards: 593 ok" in caplog.text) == (shards > 1)
         caplog.clear()
         call.output.unlink()
 
@@ -56,7 +56,7 @@ def kill_and_go_on(folder, call, launch, kills, chance, shards=1):
     goals = sorted((chance.uniform(0, 0.8), chance.randrange(shards)) for _ in range(kills))
     for share, shard in goals:
         before = kept(call.output, shard)
-        process = launch([*arguments, "--shard", shard], OFTEN)
+        process = launch([*arguments, "--shard", shard], SLOWLY)
         goal = max(share * len(order) / shards, before + 1)
         wait_until(lambda shard=shard, goal=goal: kept(call.output, shard) >= goal, process)
         time.sleep(chance.uniform(0, 0.05))
@@ -74,9 +74,9 @@ def kill_and_go_on(folder, call, launch, kills, chance, shards=1):
 
 
 def test_a_run_that_is_killed_at_random_goes_on(tmp_path, images, call, launch):
-    folder = fill(tmp_path / "pictures", images, 3000)
+    folder = fill(tmp_path / "pictures", images, 1000)
     expected = undisturbed(folder)
-    kill_and_go_on(folder, call, launch, 3, random.Random(1))
+    kill_and_go_on(folder, call, launch, 2, random.Random(1))
     assert call.output.read_bytes() == expected
 
 

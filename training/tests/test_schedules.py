@@ -93,6 +93,7 @@ def run_of(emnist_root, tmp_path):
             "schedule": {"batch_size": 160, "epochs": 5, **schedule},
             "compile": "never",
             "precision": "float32",
+            "report": {"scalars": 0, "figures": 0},
         }
         settings = from_dict(json.loads(json.dumps(tree)))
         (tmp_path / folder).mkdir()
