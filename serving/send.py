@@ -36,7 +36,6 @@ STDIN = "-"
 API_KEY_VARIABLE = "EMNIST_API_KEY"
 GIVE_UP_AFTER = 16  # pictures in a row for which the service could not be reached
 MAX_CONCURRENCY = 256  # the edge takes as many; each is a thread here
-MAX_WIDTH = 60  # of the table's paths; a longer one moves its own row
 
 
 class UsageError(Exception):
@@ -118,7 +117,7 @@ def send(settings: Settings, client: Client) -> int:
     started = time.monotonic()
     total = width = 0
     for name in paths(settings):
-        total, width = total + 1, max(width, min(len(printable(name)), MAX_WIDTH))
+        total, width = total + 1, max(width, len(printable(name)))
     stream = sys.stdout.buffer
     table = settings.format == "table"
     stream.write(table_line(("picture", "answer", "confidence", "ms", "alternatives"), width) if table else header("csv"))

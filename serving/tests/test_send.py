@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,16 +69,21 @@ def test_the_csv_is_the_batch_programs(server, root, run, tmp_path):
             assert row == other
 
 
-def test_the_table_is_aligned_and_the_log_is_apart(server, root, run, recognizer):
-    sample = root / "serving" / "samples" / "3_clean.png"
-    code, output, log = run(server.url, sample.parent, "--top-k", "3")
+@pytest.mark.parametrize("name", ["short", "a folder for Köln, " + "with a long name " * 8])
+def test_the_table_is_aligned_and_the_log_is_apart(server, root, run, recognizer, tmp_path, name):
+    """However long the paths are, and however much they differ."""
+    folder = tmp_path / name
+    shutil.copytree(root / "serving" / "samples", folder)
+    samples = sorted(folder.iterdir())
+    code, output, log = run(server.url, folder, "--top-k", "3")
     assert code == DONE
     title, *lines = output.decode().splitlines()
     assert title.split() == ["picture", "answer", "confidence", "ms", "alternatives"]
     assert len(lines) == 13
-    for line in lines:
-        name, character, confidence, milliseconds, *others = line.split()
-        assert name.rpartition("/")[2][0] == character
+    for sample, line in zip(samples, lines, strict=True):
+        assert line.startswith(f"{sample} ")
+        character, confidence, milliseconds, *others = line.removeprefix(str(sample)).split()
+        assert sample.name[0] == character
         assert 0.9 < float(confidence) <= 1 < float(milliseconds)
         assert [len(other) for other in others] == [1, 6, 1, 6]
         assert line.index(f" {confidence} ") + 1 + len(confidence) == title.index("confidence") + len("confidence")

@@ -21,7 +21,7 @@ from training.run import Run
 from training.settings import from_dict
 
 FIXTURES = Path(__file__).parent / "fixtures"
-STOP_STEP = 13
+STOP_STEP = 43
 SETTINGS = {
     "data": {"train_split": "balanced", "validation_fraction": 0.1},
     "schedule": {"epochs": 8, "batch_size": 64, "warmup": 0.1, "ema": 0.9},
