@@ -1,8 +1,12 @@
-"""Random variations of whole batches, on the device where the batch is: no picture is ever handled alone."""
+"""Random variations of whole batches, on the device where the batch is: no picture is ever handled alone.
+
+Shapes do not depend on the random numbers: else the program would wait for a GPU to tell it how many images were chosen.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +16,6 @@ from torch import Tensor
 from training.settings import AugmentSettings
 
 ELASTIC_GRID = 4  # the displacement is drawn on a grid of so many points a side
-BLUR_KERNEL = (0.25, 0.5, 0.25)
 ALL = slice(None)
 
 
@@ -33,14 +36,19 @@ class Draws:
         return torch.randn(self.count, *shape, device=self.device)[self.part]
 
     def chosen(self, share: float) -> Tensor:
-        """A `share` of the images, as their places in the whole batch (K,)."""
-        return (torch.rand(self.count, device=self.device) < share).nonzero().squeeze(1)
+        """The places in the whole batch (K,) of share * count images; K is known without a look at the random numbers.
 
-    def within(self, places: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Of places in the whole batch (K,) and a number for each (K,): those in the part, counted from its start."""
+        Where that is no whole number, the last place is at times `count`, which is none: so that the share is right on average.
+        """
+        wanted = share * self.count
+        places = torch.rand(self.count, device=self.device).topk(math.ceil(wanted)).indices
+        counted = torch.arange(len(places), device=self.device) + torch.rand(1, device=self.device)
+        return places.masked_fill(counted >= wanted, self.count)
+
+    def within(self, places: Tensor) -> Tensor:
+        """Places in the whole batch (K,), counted from the part's start; those outside of the part become P, the first behind it."""
         start, stop, _ = self.part.indices(self.count)
-        inside = (places >= start) & (places < stop)
-        return places[inside] - start, numbers[inside]
+        return (places - start).masked_fill((places < start) | (places >= stop), stop - start)
 
 
 def augment(images: Tensor, settings: AugmentSettings, strength: float = 1.0, part: slice = ALL) -> Tensor:
@@ -80,24 +88,29 @@ def _warp(images: Tensor, draws: Draws, settings: AugmentSettings, strength: flo
 
 def _strokes(images: Tensor, draws: Draws, share: float) -> Tensor:
     """Thin or thicken the strokes of a `share` of the images by part of a pixel: a mix with the 3x3 minimum or maximum."""
+
+    def vary(part: Tensor) -> Tensor:
+        thick = F.max_pool2d(part, 3, stride=1, padding=1)
+        thin = -F.max_pool2d(-part, 3, stride=1, padding=1)
+        return part + amount.clamp(min=0) * (thick - part) + (-amount).clamp(min=0) * (thin - part)
+
     places = draws.chosen(share)
-    if len(places) == 0:
-        return images
-    chosen, amount = draws.within(places, _uniform(len(places), 0.7, images.device))  # beyond 0.7 thin strokes vanish
-    part = images[chosen]
-    thick = F.max_pool2d(part, 3, stride=1, padding=1)
-    thin = -F.max_pool2d(-part, 3, stride=1, padding=1)
-    amount = amount.view(-1, 1, 1, 1)
-    varied = part + amount.clamp(min=0) * (thick - part) + (-amount).clamp(min=0) * (thin - part)
-    return images.index_copy(0, chosen, varied)
+    amount = _uniform(len(places), 0.7, images.device).view(-1, 1, 1, 1)  # beyond 0.7 thin strokes vanish
+    return _change(images, draws.within(places), vary)
 
 
 def _blur(images: Tensor, draws: Draws, share: float) -> Tensor:
-    """Soften a `share` of the images by a binomial 3x3 filter."""
-    places = draws.chosen(share)
+    """Soften a `share` of the images by a binomial 3x3 filter: the mean of neighbours twice."""
+
+    def soften(part: Tensor) -> Tensor:
+        return F.avg_pool2d(F.avg_pool2d(part, 2, stride=1, padding=1), 2, stride=1)
+
+    return _change(images, draws.within(draws.chosen(share)), soften)
+
+
+def _change(images: Tensor, places: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Images (P, 1, S, S), with those at `places` (K,) changed; a place P is that of a blank image, which is left out again."""
     if len(places) == 0:
         return images
-    chosen, _ = draws.within(places, places)
-    line = torch.tensor(BLUR_KERNEL, device=images.device)
-    kernel = (line[:, None] * line)[None, None]
-    return images.index_copy(0, chosen, F.conv2d(images[chosen], kernel, padding=1))
+    changed = torch.cat([images, images.new_zeros(1, *images.shape[1:])])
+    return changed.index_copy_(0, places, change(changed[places]))[:-1]

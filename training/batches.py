@@ -68,8 +68,9 @@ def pick(images: Tensor, copies: Tensor, index: Tensor, share: float) -> Tensor:
     picked = images[index]
     if len(copies) == 0:
         return picked
-    chosen = (torch.rand(len(index), device=index.device) < share).nonzero().squeeze(1)
-    return picked.index_copy(0, chosen, copies[torch.randint(len(copies), chosen.shape, device=index.device), index[chosen]])
+    chosen = torch.rand(len(index), device=index.device) < share
+    copied = copies[torch.randint(len(copies), index.shape, device=index.device), index]
+    return torch.where(chosen.view(-1, 1, 1), copied, picked)  # a choice of indices would be waited for
 
 
 def augment_strength(schedule: ScheduleSettings, step: int, steps: int) -> float:

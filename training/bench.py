@@ -59,7 +59,7 @@ def works(run: Run) -> dict[str, Callable[[], object]]:
         "the training loop": training,
         "- its batches, augmented": lambda: make_batch(run, material, at, 0),
         "- its optimiser": apart.optimizer.step,
-        "- its averaged weights": lambda: apart.average.update_parameters(apart.model),
+        "- its averaged weights": lambda: apart.average_weights(run.settings.schedule.ema),
     }
 
 

@@ -7,19 +7,16 @@ the export to verify itself on), `metrics`, `run`, `data` and `resume`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from training.models import make_model
 from training.settings import OptimizerSettings, Settings, from_dict
-
-ParameterList: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 NEEDED_BY_EXPORT = {"settings", "classes", "weights", "temperature", "samples"}
 
@@ -50,6 +47,20 @@ class State:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
+    def average_weights(self, decay: float) -> None:
+        """Move the averaged weights towards the present ones: an exponential moving average.
+
+        Its decay grows with the steps, so that it does not remember the first weights. AveragedModel's own update would bring
+        its count to the device in every step, and wait for it to come back.
+        """
+        weight = 1 - min(decay, (1 + self.step) / (10 + self.step)) if self.step else 1.0
+        averaged, current = self.average.module.state_dict(), self.model.state_dict()
+        numbers = [name for name, value in current.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averaged[name] for name in numbers], [current[name] for name in numbers], weight)
+        for name in current.keys() - numbers:  # batch norm counts its batches
+            averaged[name].copy_(current[name])
+        self.average.n_averaged += 1
+
     def to_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
         return parts | {name: getattr(self, name) for name in ("step", "best", "seconds", "history")}
@@ -71,21 +82,7 @@ class State:
 
 def new_state(settings: Settings, classes: int, device: torch.device) -> State:
     model = make_model(settings.model, classes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = AveragedModel(model, multi_avg_fn=_moving_average(settings.schedule.ema), use_buffers=True)
-    return State(model, average, _optimizer(model, settings.optimizer))
-
-
-def _moving_average(decay: float) -> Callable[[ParameterList, ParameterList, Tensor | int], None]:
-    """An exponential moving average whose decay grows with the steps, so that it does not remember the first weights."""
-
-    def update(averaged: ParameterList, current: ParameterList, count: Tensor | int) -> None:
-        steps = int(count)
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
-        else:  # batch norm counts its batches
-            torch._foreach_copy_(averaged, current)
-
-    return update
+    return State(model, AveragedModel(model), _optimizer(model, settings.optimizer))
 
 
 def _optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:

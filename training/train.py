@@ -134,7 +134,7 @@ def train_step(run: Run, state: State, forward: Callable[[Tensor], Tensor], batc
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
-    state.average.update_parameters(state.model)
+    state.average_weights(run.settings.schedule.ema)
     state.step += 1
     return loss.detach(), logits.detach()
 
