@@ -25,6 +25,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+LOCUSTFILE = "load_tests/locustfile.py"  # below ROOT: locust takes a comma in a path as the start of another
 GRID = [(1, 1, 1), (1, 16, 1), (2, 1, 1), (2, 8, 1), (2, 16, 1), (2, 32, 1), (2, 16, 5)]  # workers, batch size, delay in ms
 GRID_USERS = (1, 32, 128)
 STOP_TIMEOUT_S = 30
@@ -78,12 +79,12 @@ def measure(url: str, users: int, seconds: float, warm_up_s: float = WARM_UP_S) 
     """What locust measured with so many users, as locustfile.py's summary; before it, so many seconds that do not count."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "summary.json"
-        command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "-f", str(HERE / "locustfile.py"), "--host", url]
+        command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "-f", LOCUSTFILE, "--host", url]
         for duration in (warm_up_s, seconds) if warm_up_s else (seconds,):
             result.unlink(missing_ok=True)
             arguments = [*command, "--users", str(users), "--run-time", f"{duration:.0f}s"]
             environment = os.environ | {"SUMMARY": str(result)}
-            done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=seconds + 60, check=False)
+            done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds + 60, check=False)
             if not result.exists():
                 raise SystemExit(f"sweep: locust did not measure:\n{done.stderr}")
         measured: dict[str, float] = json.loads(result.read_text())

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -24,9 +22,6 @@ from training.settings import SettingsError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # by the device; what is agreed on stays on the CPU
 TIMEOUT = timedelta(minutes=30)  # the longest that one waits for another: the first on a machine may make the degraded copies
-# Gloo's thread may hold what it has reduced for a little longer, and needs Python's lock to let it go: a process that ends meanwhile is
-# aborted (seen in one of twenty).
-MINE_ALONE = 2  # references: one of a name, one of the call that counts them
 AGREE_STEPS = 10  # between two agreements: each makes the processes wait for one another
 
 
@@ -71,20 +66,20 @@ class Group:
         """Whether any process said so; asked by all after the same step, and answered every AGREE_STEPS steps."""
         if self.size == 1:
             return flag
-        return step % AGREE_STEPS == 0 and self._reduce(float(flag), dist.ReduceOp.MAX) > 0
+        return step % AGREE_STEPS == 0 and self._agree_on(float(flag), max) > 0
 
     def mean(self, value: Tensor) -> float:
         """The mean of a number () over all processes."""
-        return float(value) if self.size == 1 else self._reduce(float(value), dist.ReduceOp.SUM) / self.size
+        return float(value) if self.size == 1 else self._agree_on(float(value), sum) / self.size
 
     def from_first(self, value: float) -> float:
         """The number that the first process has."""
-        return value if self.size == 1 else self._reduce(value if self.leads else 0.0, dist.ReduceOp.SUM)
+        return value if self.size == 1 else self._agree_on(value, lambda values: values[0])
 
     def wait(self) -> None:
         """Go on when all have come here."""
         if self.size > 1:
-            self._reduce(0.0, dist.ReduceOp.SUM)
+            self._agree_on(0.0, sum)
 
     @contextlib.contextmanager
     def first_on_machine(self) -> Iterator[None]:
@@ -95,12 +90,25 @@ class Group:
         if self.local_rank == 0:
             self.wait()
 
-    def _reduce(self, value: float, operation: dist.ReduceOp.RedOpType) -> float:
+    def _agree_on(self, value: float, combine: Callable[[list[float]], float]) -> float:
+        """What `combine` makes of the values of all processes, by rank: the first one asks the others and tells them.
+
+        By send and recv, for which gloo has no thread. Of a collective operation such as all_reduce its thread may hold the tensor
+        a little longer than the call, and needs Python's lock to let it go: a process that ends meanwhile is aborted.
+        """
         number = torch.tensor(value, dtype=torch.float64)  # on the CPU, where nothing waits for a GPU
-        dist.all_reduce(number, operation)
-        while sys.getrefcount(number) > MINE_ALONE:
-            time.sleep(0)
-        return float(number)
+        if not self.leads:
+            dist.send(number, 0)
+            dist.recv(number, 0)
+            return float(number)
+        values = [value]
+        for rank in range(1, self.size):
+            dist.recv(number, rank)
+            values.append(float(number))
+        agreed = combine(values)
+        for rank in range(1, self.size):
+            dist.send(torch.tensor(agreed, dtype=torch.float64), rank)
+        return agreed
 
 
 ALONE = Group()

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
+LOCUSTFILE = "load_tests/locustfile.py"  # relative, for locust takes a comma in a path as the start of another
+
 
 def locust(root, url, *arguments, users=4):
-    command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "-f", str(root / "load_tests" / "locustfile.py"), "--host", url]
+    command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "-f", LOCUSTFILE, "--host", url]
     command += ["--users", str(users), "--run-time", "1s", *arguments]
     return subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=60, check=False)
 

@@ -4,6 +4,7 @@ import csv
 import errno
 import os
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -202,11 +203,13 @@ def test_a_signal_after_the_result_changes_nothing(small, call, monkeypatch):
 
 
 def test_closed_streams(tmp_path):
-    program = f"{sys.executable} -m serving.batch"
+    program, output = f"{shlex.quote(sys.executable)} -m serving.batch", shlex.quote(f"{tmp_path}/out.csv")
     done = subprocess.run(["bash", "-c", f"{program} >&-"], capture_output=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr == b"batch: standard output is closed; name a file with --output\n"
-    done = subprocess.run(["bash", "-c", f"{program} --output {tmp_path}/out.csv 2>&-"], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["bash", "-c", f"{program} --output {shlex.quote(str(tmp_path))}/out.csv 2>&-"], capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 0
     assert len(parse((tmp_path / "out.csv").read_text())) == 13
 
@@ -230,7 +233,7 @@ def test_a_full_disk_and_one_that_turned_read_only(small, tmp_path):
     if probe.returncode:
         pytest.skip("no mount namespaces here")
     (tmp_path / "disk").mkdir()
-    script = DISK.format(python=sys.executable, pictures=small, disk=tmp_path / "disk")
+    script = DISK.format(python=shlex.quote(sys.executable), pictures=shlex.quote(str(small)), disk=shlex.quote(str(tmp_path / "disk")))
     done = subprocess.run([*unshare, "bash", "-c", script], capture_output=True, timeout=120, check=False)
     stderr = done.stderr.decode()
     assert done.returncode == 0, stderr

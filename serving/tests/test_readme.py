@@ -1,5 +1,6 @@
 """What the README says is so: commands, files, figures and outputs."""
 
+import csv
 import importlib.util
 import json
 import re
@@ -105,10 +106,9 @@ def test_the_snippets_run(root, server, readme):
 def test_the_csv_and_the_demos_table_are_the_batch_programs(root, readme, tmp_path):
     output = tmp_path / "samples.csv"
     assert batch.main(["--input", str(root / "serving" / "samples"), "--output", str(output)]) == 0
-    header, *lines = output.read_text().splitlines()
-    assert header in readme
-    rows = [line.removeprefix(f"{root}/") for line in lines]
-    assert all(row in readme for row in rows[:3])
-    for row in rows:
-        path, character, _, confidence, *_ = row.split(",")
-        assert re.search(rf"{re.escape(path.rpartition('/')[2])} +{character} +{confidence} ", readme), row
+    header, *rows = csv.reader(output.read_text().splitlines())
+    assert ",".join(header) in readme
+    rows = [[path.removeprefix(f"{root}/"), *others] for path, *others in rows]
+    assert all(",".join(row) in readme for row in rows[:3])
+    for path, character, _, confidence, *_ in rows:
+        assert re.search(rf"{re.escape(path.rpartition('/')[2])} +{character} +{confidence} ", readme), path

@@ -143,6 +143,42 @@ def test_a_process_that_is_killed_ends_the_other_with_one_line(tmp_path, emnist_
     assert "--resume" in line
 
 
+AGREEMENTS = """
+import os, sys, torch
+from training.distributed import AGREE_STEPS, PeerLost, join
+
+try:
+    with join(torch.device("cpu")) as group:
+        for step in range(100):
+            said = [group.agree(flag, AGREE_STEPS) for flag in (False, group.rank == step % 3, True)]
+            assert said == [False, True, True], said
+            assert group.mean(torch.tensor(float(group.rank))) == 1
+            assert group.from_first([7.5, -1.0, 9.0][group.rank]) == 7.5
+            group.wait()
+        if len(sys.argv) > 1 and group.rank == int(sys.argv[1]):
+            os._exit(3)
+        group.wait()
+        group.wait()
+except PeerLost as lost:
+    sys.exit(f"lost: {lost}")
+"""
+
+
+def test_three_processes_agree():
+    with started(3, [sys.executable, "-c", AGREEMENTS]) as processes:
+        said = [process.communicate(timeout=LONGEST_END_S * 4)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * 3, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 2])
+def test_who_waits_for_an_agreement_learns_that_another_ended(victim):
+    with started(3, [sys.executable, "-c", AGREEMENTS, str(victim)]) as processes:
+        said = [process.communicate(timeout=LONGEST_END_S * 4)[1] for process in processes]
+        assert [process.returncode for process in processes] == [3 if rank == victim else 1 for rank in range(3)], said
+    assert all("lost: another process ended" in text for rank, text in enumerate(said) if rank != victim)
+
+
 @pytest.mark.slow
 def test_torchrun_trains_and_exports_once(tmp_path, emnist_root):
     """With batch norm, whose statistics are each process's own: alike, not the same."""
