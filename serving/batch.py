@@ -4,7 +4,8 @@
 
 Pictures are decoded in processes and scored here in batches of one fixed size, so that an answer does not depend on
 which pictures it shared a batch with. With --output a run that was stopped goes on when it is called again, and several
-processes can share it (--shards). Exit codes: 0 done (bad pictures are rows), 2 wrong use, 3 no picture found, 1 other.
+processes can share it (--shards). Exit codes: 0 done (bad pictures are rows), 2 wrong use, 3 no picture found, 4 done but
+for sub-folders that cannot be listed, 1 other.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from handlers.recognizer import Recognizer
 from serving.package import DEFAULT_MODEL
 from serving.pictures import SUFFIXES, cores, decoders
 from serving.plan import UsageError
-from serving.program import DONE, FAILED, NO_PICTURES, WRONG_USE, at_least_one, not_empty, path, probability
+from serving.program import DONE, FAILED, INCOMPLETE, NO_PICTURES, WRONG_USE, at_least_one, not_empty, path, probability
 from serving.report import FORMATS
 from serving.results import FAULTS, SAMPLES, Settings, Stopped, reason, to_file, to_stdout
 from serving.rows import Scorer
@@ -64,9 +65,13 @@ def run(settings: Settings) -> int:
         except UnknownAlphabet as error:
             raise UsageError(f"--alphabet: {error}") from error
         scorer = Scorer(recognizer, pool, settings.processes, settings.alphabet, settings.min_confidence)
-        pictures = to_stdout(settings, scorer) if settings.output is None else to_file(settings, settings.output, scorer)
+        found = to_stdout(settings, scorer) if settings.output is None else to_file(settings, settings.output, scorer)
         ignore_signals()  # the work is done: what is left must not make a failure of it
-    if pictures:
+    for folder in found.unlisted:
+        log.warning("batch: the pictures of a folder are left out, for it cannot be listed: %s", folder)
+    if found.unlisted:
+        return INCOMPLETE
+    if found.pictures:
         return DONE
     log.warning("no picture found below %s (looked for %s)", settings.input, ", ".join(SUFFIXES))
     return NO_PICTURES

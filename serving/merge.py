@@ -46,6 +46,7 @@ def merge(run: Run, header: bytes, keep_old: bool) -> dict[str, Any]:
     facts = run.plan.settings | {
         "folder": run.plan.folder,
         "pictures": run.plan.pictures,
+        "unlisted": run.plan.unlisted,
         "counts": {status: counts[status] for status in STATUSES},
         "seconds": round(sum(marker.seconds for marker in markers), 3),
         "run": run.plan.run,

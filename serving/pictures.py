@@ -60,12 +60,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find_pictures(folder: Path) -> Iterator[str]:
+def find_pictures(folder: Path, unlisted: list[str] | None = None) -> Iterator[str]:
     """Every file below `folder` with a picture's suffix, as `folder` joined with its relative path, in code-point order.
 
     Memory holds the names of the folders on the way to the current one, not the whole tree. Linked folders are not
-    followed, so a circle of links ends. Raises OSError for a folder that cannot be listed; one that was removed
-    meanwhile is passed over with a line of the log.
+    followed, so a circle of links ends. A sub-folder that cannot be listed is passed over, and noted in `unlisted` with
+    the reason; one that was removed meanwhile is passed over with a line of the log. Raises OSError for `folder` itself.
     """
     root = folder.as_posix().rstrip("/") + "/"
     waiting = [root]  # the next one last; folders end with "/", which also puts "box.png" before "box/1.png"
@@ -80,6 +80,12 @@ def find_pictures(folder: Path) -> Iterator[str]:
             if path == root or not holds_anything(root):
                 raise
             log.warning("%s was removed while the pictures were listed", path)
+            continue
+        except OSError as error:
+            if path == root or not holds_anything(root):
+                raise
+            if unlisted is not None:
+                unlisted.append(f"{path}: {error.strerror or error}")
             continue
         if path == root and LOST_AND_FOUND in names:
             names.remove(LOST_AND_FOUND)

@@ -42,6 +42,7 @@ class Listing(NamedTuple):
     pictures: int
     offsets: list[int]
     costs: list[int]
+    unlisted: list[str]  # sub-folders that could not be listed, each with the reason
 
     def cuts(self, shards: int) -> list[Cut]:
         """Where each shard begins, and the end: N + 1 places.
@@ -66,7 +67,8 @@ def write_listing(folder: Path, stream: IO[bytes]) -> Listing:
     identity, content = hashlib.sha256(), hashlib.sha256()
     pictures, offset, cost = 0, 0, 0
     offsets, costs = [], []
-    for path in find_pictures(folder):
+    unlisted: list[str] = []
+    for path in find_pictures(folder, unlisted):
         if pictures % CHUNK == 0:
             offsets.append(offset)
             costs.append(cost)
@@ -80,7 +82,7 @@ def write_listing(folder: Path, stream: IO[bytes]) -> Listing:
         content.update(line)
         identity.update(b"%b%d %d\0" % (line, size, changed))
         pictures, offset, cost = pictures + 1, offset + len(line), cost + size + PICTURE_COST
-    return Listing(identity.hexdigest(), content.hexdigest(), pictures, [*offsets, offset], [*costs, cost])
+    return Listing(identity.hexdigest(), content.hexdigest(), pictures, [*offsets, offset], [*costs, cost], unlisted)
 
 
 def read_listing(path: Path, start: Cut, end: Cut) -> Iterator[str]:
@@ -108,6 +110,7 @@ class Plan:
     pictures: int
     listing: str  # its sha256
     cuts: list[Cut]
+    unlisted: list[str]  # sub-folders whose pictures are left out, each with the reason
 
     @property
     def shards(self) -> int:
@@ -194,11 +197,11 @@ def make_plan(output: Path, run: str | None, shards: int, settings: dict[str, An
     with spool(output) as stream:
         for folder in folders:
             listing = write_listing(folder, stream)
-            if listing.pictures:
+            if listing.pictures or listing.unlisted:
                 break
         run = run or listing.identity
         place = run_folder(output, run)
-        plan = Plan(unique(), run, settings, str(folder), listing.pictures, listing.sha256, listing.cuts(shards))
+        plan = Plan(unique(), run, settings, str(folder), listing.pictures, listing.sha256, listing.cuts(shards), listing.unlisted)
         return read_plan(place) or publish(place, plan, stream)
 
 

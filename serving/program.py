@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-DONE, FAILED, WRONG_USE, NO_PICTURES = 0, 1, 2, 3
+DONE, FAILED, WRONG_USE, NO_PICTURES, INCOMPLETE = 0, 1, 2, 3, 4
 
 
 def at_least_one(text: str) -> int:

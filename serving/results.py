@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import torch
@@ -63,12 +63,20 @@ def warn_of_samples(settings: Settings, folder: Path) -> None:
         log.warning("no picture found below %s: scoring the bundled samples instead", settings.input)
 
 
-def to_stdout(settings: Settings, scorer: Scorer) -> int:
-    """Score to standard output; returns how many pictures there are. Raises FAULTS."""
+class Found(NamedTuple):
+    """What a run has scored: how many pictures, and the sub-folders that could not be listed, each with the reason."""
+
+    pictures: int
+    unlisted: list[str]
+
+
+def to_stdout(settings: Settings, scorer: Scorer) -> Found:
+    """Score to standard output. Raises FAULTS."""
     started = time.monotonic()
+    unlisted: list[str] = []
     for folder in settings.folders():
-        total = sum(1 for _ in find_pictures(folder))
-        if total:
+        total = sum(1 for _ in find_pictures(folder, unlisted))
+        if total or unlisted:
             break
     warn_of_samples(settings, folder)
     counts: Counter[str] = Counter()
@@ -80,13 +88,13 @@ def to_stdout(settings: Settings, scorer: Scorer) -> int:
         counts.update(row.status for row in rows)
     stream.flush()
     log.info(summary(counts, time.monotonic() - started))
-    return total
+    return Found(total, unlisted)
 
 
-def to_file(settings: Settings, output: Path, scorer: Scorer) -> int:
+def to_file(settings: Settings, output: Path, scorer: Scorer) -> Found:
     """Score a shard of a run that writes `output`, and merge if it was the last.
 
-    Returns how many pictures the run has. Raises UsageError, Stopped, and FAULTS before anything was scored.
+    Returns what the whole run has. Raises UsageError, Stopped, and FAULTS before anything was scored.
     """
     shared = {
         "input": str(settings.input),
@@ -106,8 +114,7 @@ def to_file(settings: Settings, output: Path, scorer: Scorer) -> int:
         check(result, shared, str(output), "name another --run")
         remove_run(run_folder(output, result["run"]))
         log.info("run %s is complete already: %s", settings.run, output)
-        pictures: int = result["pictures"]
-        return pictures
+        return Found(result["pictures"], result["unlisted"])
     run = Run(output, plan)
     check(plan.settings, shared, str(run.folder), "finish it with the same settings, or delete it")
     others = [path.name for path in unfinished(output) if path != run.folder]
@@ -121,7 +128,7 @@ def to_file(settings: Settings, output: Path, scorer: Scorer) -> int:
             kept = f"{run.done(settings.shard):,} of {run.pictures(settings.shard):,} pictures"
             raise Stopped(f"{reason(error)} after {kept}; the same command goes on from there") from error
         end_after_others(run)
-    return plan.pictures
+    return Found(plan.pictures, plan.unlisted)
 
 
 def finished(settings: Settings, output: Path) -> dict[str, Any] | None:

@@ -4,7 +4,8 @@
 
 A PICTURE is a file, a folder, searched recursively for the same files as the batch program, or - for standard input. The
 result alone goes to standard output, row by row and in order. Exit codes: 0 every picture was read, 2 wrong use, 3 no
-picture found, 4 the service refused some pictures and read all others, 1 anything else, as a service that cannot be reached.
+picture found, 4 the service refused some pictures, or a sub-folder cannot be listed, and all others were read, 1 anything
+else, as a service that cannot be reached.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ from handlers.labels import ALPHABET_NAMES
 from serving.answers import Result
 from serving.client import CONCURRENCY, CONNECT_TIMEOUT_S, DEFAULT_URL, MAX_PICTURE_BYTES, READ_TIMEOUT_S, Client
 from serving.pictures import SUFFIXES, find_pictures
-from serving.program import DONE, FAILED, NO_PICTURES, WRONG_USE, at_least_one, not_empty, path, said
+from serving.program import DONE, FAILED, INCOMPLETE, NO_PICTURES, WRONG_USE, at_least_one, not_empty, path, said
 from serving.report import Row, answered, csv_bytes, header, progress, summary, utf_8
 
 log = logging.getLogger(__name__)
 
-REFUSED = 4
 STDIN = "-"
 API_KEY_VARIABLE = "EMNIST_API_KEY"
 GIVE_UP_AFTER = 16  # pictures in a row for which the service could not be reached
@@ -66,11 +66,11 @@ def api_key(settings: Settings) -> str | None:
         raise UsageError(f"--api-key-file {settings.api_key_file} holds no key") from error
 
 
-def paths(settings: Settings) -> Iterator[str]:
-    """What is sent, by its name in the result. Raises OSError for a folder that cannot be listed."""
+def paths(settings: Settings, unlisted: list[str] | None = None) -> Iterator[str]:
+    """What is sent, by its name in the result; sub-folders that cannot be listed are noted. Raises OSError for a folder that is given."""
     for name in settings.pictures:
         if name != STDIN and Path(name).is_dir():
-            yield from find_pictures(Path(name))
+            yield from find_pictures(Path(name), unlisted)
         else:
             yield name
 
@@ -116,7 +116,8 @@ def send(settings: Settings, client: Client) -> int:
     """Send the pictures and write their rows; returns the exit code. Raises OSError."""
     started = time.monotonic()
     total = width = 0
-    for name in paths(settings):
+    unlisted: list[str] = []
+    for name in paths(settings, unlisted):
         total, width = total + 1, max(width, len(printable(name)))
     stream = sys.stdout.buffer
     table = settings.format == "table"
@@ -132,18 +133,21 @@ def send(settings: Settings, client: Client) -> int:
         counts[row.status] += 1
         if result.answer:
             versions.add(result.answer.model_version or "unknown")
-        ends[DONE if result.error is None else REFUSED if result.error.refused else FAILED] += 1
+        ends[DONE if result.error is None else INCOMPLETE if result.error.refused else FAILED] += 1
         unreached = unreached + 1 if result.error and result.error.code == "unreachable" else 0
         if unreached == GIVE_UP_AFTER < total:
             log.error("client: %s; gave up after %s of %s pictures", result.error, f"{counts.total():,}", f"{total:,}")
             return FAILED
     stream.flush()
-    if not total:
+    for folder in unlisted:
+        log.warning("client: the pictures of a folder are left out, for it cannot be listed: %s", folder)
+        ends[INCOMPLETE] += 1
+    if not total and not unlisted:
         log.warning("no picture found (looked for %s)", ", ".join(SUFFIXES))
         return NO_PICTURES
     read_by = f"; model {', '.join(sorted(versions))}" if versions else ""
     log.info("%s%s", summary(counts, time.monotonic() - started), read_by)
-    return FAILED if ends[FAILED] else REFUSED if ends[REFUSED] else DONE
+    return FAILED if ends[FAILED] else INCOMPLETE if ends[INCOMPLETE] else DONE
 
 
 def seconds(text: str) -> float:
@@ -165,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m serving.client",
         description="Send pictures to the service, and print what it reads.",
         epilog="Exit codes: 0 every picture was read; 1 anything else, as a service that cannot be reached; 2 wrong use; "
-        "3 no picture found; 4 the service refused some pictures and read all others.",
+        "3 no picture found; 4 the service refused some pictures, or a sub-folder could not be listed, and all others were read.",
     )
     parser.add_argument("pictures", nargs="+", type=not_empty, metavar="PICTURE", help="a file, a folder, or - for standard input")
     parser.add_argument("--url", default=DEFAULT_URL, help="of the service; default: %(default)s")

@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from serving import program
 from serving.local import STOP_TIMEOUT_S
 from serving.pod import seconds
 from serving.web.connections import configuration
@@ -256,6 +257,13 @@ def test_the_shards_of_a_run_are_as_many_as_its_pods(folder):
     variables = {variable["name"]: variable.get("value") for variable in job["template"]["spec"]["containers"][0]["env"]}
     assert job["completionMode"] == "Indexed"
     assert job["completions"] == job["parallelism"] == int(variables["SHARDS"])
+
+
+def test_a_batch_that_cannot_get_better_is_not_tried_again():
+    spec = one("CronJob")["spec"]["jobTemplate"]["spec"]
+    by_code = {code: rule["action"] for rule in spec["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])}
+    assert by_code == {program.WRONG_USE: "FailJob", program.NO_PICTURES: "FailJob", program.INCOMPLETE: "FailIndex"}
+    assert spec["backoffLimitPerIndex"] > 0, "which FailIndex needs"
 
 
 def test_the_first_run_is_the_template_of_all_runs():

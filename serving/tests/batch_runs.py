@@ -37,6 +37,17 @@ def fill(folder, images, count):
     return folder
 
 
+def unlistable(folder):
+    """Make sub-folders in `folder` the last of which nobody can list, not even root: its path is too long for the system."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    for _ in range(22):
+        os.mkdir("d" * 200, dir_fd=descriptor)
+        inner = os.open("d" * 200, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+
+
 def printed(*arguments, expect=DONE):
     """Run the program here: the bytes of its standard output, and the text of its standard error."""
     with TemporaryFile("w+b") as stream, pytest.MonkeyPatch.context() as patch:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from batch_runs import parse, run
+from batch_runs import parse, run, unlistable
 from PIL import Image
 
 from serving import batch, report
-from serving.batch import FAILED, NO_PICTURES, WRONG_USE
+from serving.batch import FAILED, INCOMPLETE, NO_PICTURES, WRONG_USE
 from serving.merge import meta_path
 from serving.pictures import find_pictures
 
@@ -175,6 +175,27 @@ def test_a_folder_without_pictures_is_exit_code_3(tmp_path):
     assert "no picture found" in stderr
     run("--input", tmp_path, "--output", tmp_path / "out.csv", expect=NO_PICTURES)
     assert parse((tmp_path / "out.csv").read_text()) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_a_line_and_costs_no_other_picture(tmp_path, caplog):
+    pictures, output = tmp_path / "pictures", tmp_path / "out.csv"
+    for folder in ("a", "b", "c"):
+        (pictures / folder).mkdir(parents=True)
+        shutil.copy(batch.SAMPLES / "3_clean.png", pictures / folder)
+    unlistable(pictures / "b")
+    stdout, stderr = run("--input", pictures, expect=INCOMPLETE)
+    assert [row[1] for row in parse(stdout)] == ["3"] * 3
+    (line,) = (line for line in stderr.splitlines() if "cannot be listed" in line)
+    assert line.startswith(f"batch: the pictures of a folder are left out, for it cannot be listed: {pictures}/b/ddd")
+    assert line.endswith("/: File name too long")
+    same = ["--input", pictures, "--output", output, "--run", "one", "--shards", "2", "--shard"]
+    for shard in (0, 1, 1):  # the last finds the run complete
+        assert batch.main([*map(str, same), str(shard)]) == INCOMPLETE
+        assert line in caplog.text
+        caplog.clear()
+    assert output.read_text() == stdout.replace("\r\n", "\n")
+    (unlisted,) = json.loads(meta_path(output).read_text())["unlisted"]
+    assert line.endswith(unlisted)
 
 
 def test_a_model_that_cannot_be_read_is_exit_code_1(tmp_path):

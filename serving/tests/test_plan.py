@@ -52,7 +52,7 @@ def test_cuts_lie_between_chunks_and_share_the_cost():
     costs = [0]
     for chunk in range(1000):
         costs.append(costs[-1] + (9 if chunk >= 900 else 1))
-    listing = Listing("", "", 1000 * CHUNK - 3, [10 * chunk for chunk in range(1001)], costs)
+    listing = Listing("", "", 1000 * CHUNK - 3, [10 * chunk for chunk in range(1001)], costs, [])
     assert [cut.pictures // CHUNK for cut in listing.cuts(2)] == [0, 900, 999]
     for shards in (1, 3, 7, 64):
         cuts = listing.cuts(shards)

@@ -10,12 +10,12 @@ import sys
 import time
 
 import pytest
-from batch_runs import undisturbed
+from batch_runs import undisturbed, unlistable
 from fake_service import BUSY, OK, VERSION, Reply, answer, error, serving
 
 from serving import send
 from serving.client import Client
-from serving.send import DONE, FAILED, GIVE_UP_AFTER, NO_PICTURES, REFUSED, WRONG_USE
+from serving.send import DONE, FAILED, GIVE_UP_AFTER, INCOMPLETE, NO_PICTURES, WRONG_USE
 
 TIMEOUT_S = 30
 HEADER = b"path,character,ascii,confidence,status,error\r\n"
@@ -56,7 +56,7 @@ def unreachable(free_port):
 def test_the_csv_is_the_batch_programs(server, root, run, tmp_path):
     samples = root / "serving" / "samples"
     (tmp_path / "junk.png").write_bytes(b"junk")
-    for source, expected in [(samples, DONE), (tmp_path, REFUSED)]:
+    for source, expected in [(samples, DONE), (tmp_path, INCOMPLETE)]:
         code, output, _ = run(server.url, source, "--format", "csv", "--alphabet", "vin")
         assert code == expected
         batch = undisturbed(source, "--alphabet", "vin")
@@ -104,9 +104,9 @@ def test_folders_files_and_their_order(folder, run):
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
-        (Reply(422, error("blank_image")), REFUSED),
-        (Reply(400, error("bad_request")), REFUSED),
-        (Reply(413, error("image_too_large")), REFUSED),
+        (Reply(422, error("blank_image")), INCOMPLETE),
+        (Reply(400, error("bad_request")), INCOMPLETE),
+        (Reply(413, error("image_too_large")), INCOMPLETE),
         (Reply(401, error("unauthorized")), FAILED),
         (Reply(500, error("internal_error")), FAILED),
         (Reply(504, error("deadline")), FAILED),
@@ -140,6 +140,16 @@ def test_a_service_that_is_not_there_is_given_up(tmp_path, run, unreachable):
     assert code == FAILED
     assert output.count(b",error,unreachable: ") == GIVE_UP_AFTER
     assert "Connection refused; gave up after 16 of 36 pictures" in log
+
+
+def test_a_folder_that_cannot_be_listed_is_a_line_and_costs_no_other_picture(folder, run):
+    unlistable(folder / "a")
+    with serving() as service:
+        code, output, log = run(service.url, folder, "--format", "csv")
+    assert code == INCOMPLETE
+    assert output.count(b",ok,") == 3
+    assert "left out, for it cannot be listed: " in log
+    assert "File name too long" in log
 
 
 def test_no_picture(tmp_path, run, unreachable):
