@@ -47,7 +47,7 @@ TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME MINUTES EMNIST_ROOT MODEL PORT WEB_PORT"
+	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME MINUTES EMNIST_ROOT MODEL PORT WEB_PORT TEST_PROCESSES"
 	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE MANIFESTS KILL_NODE DEVICE TRAIN_DEVICE (cpu or gpu)"
 	@echo "  of load tests: HOST USERS RUN_TIME SHAPE (steady, step, spike)"
 
