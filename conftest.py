@@ -27,7 +27,7 @@ MODEL = ROOT / "serving" / "models" / "emnist.pt"
 
 LONGEST_END_S = 10
 # pytest-xdist gives the tests of one group to one worker, so that each of these fixtures is made once.
-GROUPS = ("server", "tight", "alone", "finished_run", "untrained", "untrained_recipe")
+GROUPS = ("server", "tight", "alone", "finished", "untrained", "untrained_recipe")
 
 # One thread a process, here and in what the tests start: the processes are as many as the cores already.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -210,6 +210,7 @@ def test_a_key_by_which_nobody_could_get_in_is_refused_at_the_start(mar, root, f
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(mar, server, monkeypatch, root):
     """Not even what TorchServe had in flight: its workers are stopped first, so that it has."""
     monkeypatch.setenv("PEERS", server.url.removeprefix("http://"))

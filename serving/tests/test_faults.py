@@ -64,20 +64,16 @@ def test_a_killed_decoder_is_one_clear_line(long_run):
     assert (output / "out.csv").read_text() == "the old one"
 
 
-def test_decoders_that_hang_are_not_waited_for(long_run, launch):
-    process, output = long_run
-    process.kill()
-    process.wait()
-    before = kept(output / "out.csv")
-    with launch(process.args[3:], f"{OFTEN}; serving.pictures.CHUNK_TIMEOUT_S = 5") as hanging:
-        wait_until(lambda: kept(output / "out.csv") > before, hanging)
+def test_decoders_that_hang_are_not_waited_for(pictures, call, launch):
+    with launch(["--input", pictures, "--output", call.output], f"{SLOWLY}; serving.pictures.CHUNK_TIMEOUT_S = 3") as hanging:
+        wait_until(lambda: kept(call.output), hanging)
         decoders = psutil.Process(hanging.pid).children()
         for decoder in decoders:
             decoder.suspend()
         _, stderr = hanging.communicate(timeout=30)
     assert hanging.returncode == 1
     assert decoders
-    assert stderr.splitlines()[-1].startswith("batch: no picture was decoded for 5 s after ")
+    assert stderr.splitlines()[-1].startswith("batch: no picture was decoded for 3 s after ")
     _, alive = psutil.wait_procs(decoders, timeout=10)
     assert not alive
 

@@ -97,6 +97,7 @@ def test_the_archive_holds_what_the_handler_imports_and_no_more(mar, recognizer,
 
 
 @pytest.mark.usefixtures("one_worker")
+@pytest.mark.slow
 def test_another_class_set_packages_and_serves(untrained, tmp_path, emnist):
     """Under a name of its own, which the edge then takes for the one that there is. The slow tests serve every recipe's."""
     classes = DIGITS

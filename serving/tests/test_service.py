@@ -166,6 +166,7 @@ def descendants(pid):
     return psutil.Process(pid).children(recursive=True)
 
 
+@pytest.mark.slow
 def test_serve_stops_everything_it_started(root, mar, program, free_port):
     """At Ctrl-C; SIGTERM, with the page, is tried in serving/web/tests."""
     command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(free_port)]

@@ -38,6 +38,7 @@ def test_any_number_of_shards_gives_the_same_bytes(pictures, call, caplog, form,
         call.output.unlink()
 
 
+@pytest.mark.slow
 def test_shards_and_twins_at_once(pictures, call, launch):
     """Two shards as processes, each of them twice, as when a node was cut off and its pods were started anew."""
     arguments = ["--input", pictures, "--output", call.output, "--run", "one", "--shards", 2, "--processes", 1]

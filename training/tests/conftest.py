@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from training import train as train_module
 from training.data import load_splits
 from training.run import Run
 from training.settings import from_dict
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "data": {"train_split": "balanced", "validation_fraction": 0.1, "test_pictures": 0},
     "model": {"stem": 8, "widths": [8, 16, 16], "dropout": 0.2},
@@ -34,12 +38,29 @@ def small_run(emnist_root, tmp_path):
     return make
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run of two epochs by the command: its folder, to be copied, not changed, and what the command printed."""
+
+    folder: Path
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture(scope="session")
-def finished_run(emnist_root, tmp_path_factory) -> Path:
-    """The folder of a run of two epochs, from the command; to be copied, not changed."""
-    runs = tmp_path_factory.mktemp("runs")
+def finished(emnist_root, tmp_path_factory) -> Finished:
     overrides = [f"{key}={value}" for key, value in SMALL.items() if not isinstance(value, dict)]
     overrides += [f"{key}.{field}={value}" for key, section in SMALL.items() if isinstance(section, dict) for field, value in section.items()]
-    sets = [argument for override in [*overrides, "data.degraded_copies=0", "report.scalars=1"] for argument in ("--set", override)]
-    assert train_module.main(["--name", "small", "--runs", str(runs), "--emnist-root", str(emnist_root), *sets]) == 0
-    return runs / "small"
+    overrides += ["data.degraded_copies=0", "data.test_pictures=2", "report.scalars=1"]
+    command = [sys.executable, "-m", "training.train", "--name", "small", "--emnist-root", str(emnist_root)]
+    command += [f"--set={override}" for override in overrides]
+    folder = tmp_path_factory.mktemp("command")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    return Finished(folder / "runs" / "small", done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def finished_run(finished) -> Path:
+    return finished.folder

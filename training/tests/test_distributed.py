@@ -106,6 +106,7 @@ def test_two_processes_learn_as_one(alone, tmp_path):
     assert_learnt_as(alone, tmp_path)
 
 
+@pytest.mark.slow
 def test_one_that_is_told_to_end_stops_all_at_the_same_step_and_one_goes_on_alone(alone, tmp_path):
     said = run_trainer(2, tmp_path, "--stop-rank", "1")
     stop = -(-STOP_STEP // AGREE_STEPS) * AGREE_STEPS
@@ -129,7 +130,8 @@ def test_all_follow_the_validation_loss_that_the_first_has_found(tmp_path):
     assert curve(two)[1] == pytest.approx(curve(one)[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_with_one_line(tmp_path, emnist_root, victim):
     endless = [sys.executable, *command(tmp_path, emnist_root, "schedule.epochs=100000")]
     with started(2, endless) as processes:

@@ -280,6 +280,7 @@ def test_images_keep_their_writers(emnist):
     assert torch.equal(emnist.labels[some_of_it.writers] == emnist.classes.index("A"), some_of_it.labels == 1)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_folder_leaves_a_report_and_says_so_on_the_card(folders, tmp_path):
     write(folders / "3" / "junk.png", b"junk")
     overrides = ["data.source=folders", f"data.path={folders}", "data.classes=73A", "data.degraded_copies=0", "data.test_pictures=0"]
