@@ -64,20 +64,20 @@ train: $(TRAIN_ENV)/ready ## train RECIPE (flagship, system-a to system-e) into 
 	$(TRAIN_ENV)/bin/python -m training.train --recipe $(RECIPE) --name $(NAME) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
 
 train-bench: $(TRAIN_ENV)/ready ## time training RECIPE beside the bare forward and backward pass of its network; needs EMNIST_ROOT
-	@$(TRAIN_ENV)/bin/python -m training.bench --recipe $(RECIPE) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
+	@$(TRAIN_ENV)/bin/python -m benchmarks.training_steps --recipe $(RECIPE) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
 
 reproduce: $(TRAIN_ENV)/ready ## five systems' recipes beside the flagship on their data, MINUTES each (an hour and a half); what runs/reproduce holds is kept
-	$(TRAIN_ENV)/bin/python -m training.reproduce --minutes $(MINUTES) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
+	$(TRAIN_ENV)/bin/python -m benchmarks.reproduce --minutes $(MINUTES) $(if $(EMNIST_ROOT),--emnist-root $(EMNIST_ROOT))
 
 evaluate: $(VENV)/ready ## score MODEL on the test images, as they are and in every style of users' pictures; needs EMNIST_ROOT
 	@mkdir -p build
 	@EMNIST_ROOT=$(EMNIST_ROOT) $(PY) -m training.evaluate $(MODEL) --sheets build
 
 compare: $(COMPARE_VENV)/ready ## MODEL beside Tesseract (from the system) and RapidOCR, on the same pictures; needs EMNIST_ROOT
-	@EMNIST_ROOT=$(EMNIST_ROOT) $(COMPARE_VENV)/bin/python -m training.readers --model $(MODEL)
+	@EMNIST_ROOT=$(EMNIST_ROOT) $(COMPARE_VENV)/bin/python -m benchmarks.readers --model $(MODEL)
 
 bench: $(VENV)/ready ## time preparation, network and batch against their limits
-	@$(PY) -m serving.bench --model $(MODEL)
+	@$(PY) -m benchmarks.parts --model $(MODEL)
 
 test: $(VENV)/ready ## the tests that need nothing but .venv, in TEST_PROCESSES
 	@mkdir -p build
@@ -92,10 +92,10 @@ browser-test: $(VENV)/ready ## try the drawing page in a Chromium: that of CHROM
 conformance-test: $(VENV)/ready $(TRITON_VENV)/ready ## our Open Inference Protocol beside a Triton server's, which comes in an environment of its own
 	@$(PY) -m pytest -m conformance serving
 
-set-version: ## write VERSION (three numbers) into pyproject.toml, manifests, overlays and serving/openapi.yaml
+set-version: ## write VERSION (three numbers) into pyproject.toml, manifests, overlays and serving/service/openapi.yaml
 	@printf '%s\n' '$(VERSION)' | grep -Eqx '[0-9]+[.][0-9]+[.][0-9]+' \
 	  || { echo "VERSION must be three numbers, such as 0.2.0, and not '$(VERSION)'" >&2; exit 1; }
-	@find k8s pyproject.toml serving/openapi.yaml -type f ! -path '*/tests/*' ! -name '*.md' -exec sed -i.before -E \
+	@find k8s pyproject.toml serving/service/openapi.yaml -type f ! -path '*/tests/*' ! -name '*.md' -exec sed -i.before -E \
 	  -e 's/^(version = ")[0-9.]+"$$/\1$(VERSION)"/' -e 's/^(  version: )[0-9.]+$$/\1$(VERSION)/' \
 	  -e 's/(image: emnist-[a-z]+:|newTag: )[0-9]+[.][0-9]+[.][0-9]+/\1$(VERSION)/' {} +
 	@find k8s serving pyproject.toml.before -name '*.before' -delete
@@ -165,10 +165,10 @@ load-test: $(VENV)/ready ## send pictures to HOST as USERS in a SHAPE for RUN_TI
 	  --shape $(SHAPE) --html build/load-test.html --csv build/load-test
 
 sweep: mar ## measure workers, batch size and delay, and 1 to 64 users (minutes)
-	@$(PY) load_tests/sweep.py
+	@$(PY) benchmarks/sweep.py
 
 bench-serving: $(VENV)/ready $(PEERS_VENV)/ready ## MODEL served by us beside FastAPI, LitServe, BentoML and the limit, each tuned (20 minutes); also in build/bench-serving.md
-	@$(PY) -m load_tests.bench_serving --model $(MODEL)
+	@$(PY) -m benchmarks.servers --model $(MODEL)
 
 check: $(VENV)/ready ## lint, format, types, Dockerfiles and manifests; only reports
 	@$(PY) -m ruff check .

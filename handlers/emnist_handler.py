@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from ts.torch_handler.base_handler import BaseHandler
 
-from handlers import metrics, protocol
+from handlers import telemetry
+from handlers.protocols import service
 from handlers.recognizer import Recognizer
 
 
@@ -35,13 +36,13 @@ class EmnistHandler(BaseHandler):  # type: ignore[misc]  # ts has no types; and 
         size = self.recognizer.input_size
         for count in range(1, int(properties.get("batch_size") or 1) + 1):
             self.recognizer.probabilities(np.zeros((count, size, size), np.uint8))
-        self.observer = metrics.start(self.name, self.recognizer)
+        self.observer = telemetry.start(self.name, self.recognizer)
         self.initialized = True
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch of requests, each with its own status."""
         headers = [{str(name).lower(): value for name, value in context.get_all_request_header(i).items()} for i in range(len(data))]
-        replies = protocol.answer_rows(self.recognizer, data, headers, self.name, self.observer)
+        replies = service.answer_rows(self.recognizer, data, headers, self.name, self.observer)
         for index, reply in enumerate(replies):
             context.set_response_status(code=reply.status, idx=index)
             for name, value in reply.headers.items():

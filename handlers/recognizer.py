@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from handlers.labels import DEFAULT_ALPHABET, Fold, make_fold
+from handlers.alphabets import DEFAULT_ALPHABET, Fold, make_fold
 
 META_FILE = "model.json"
 VERSION_DIGITS = 12  # hexadecimal digits of the model file's sha256 that name it

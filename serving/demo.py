@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handlers.recognizer import ModelError
-from serving.answers import ServiceError
-from serving.client import Client
+from serving.client.answers import ServiceError
+from serving.client.client import Client
 from serving.local import SAMPLES, Server, interruptible, running
 from serving.package import DEFAULT_MODEL, package
-from serving.processes import DEFAULT_MAR, ServerError
+from serving.service.processes import DEFAULT_MAR, ServerError
 
 BATCH_TIMEOUT_S = 120
 TOLERANCE = 1e-4  # between a confidence over REST and the same in the CSV, which has 4 decimals

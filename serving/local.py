@@ -29,7 +29,7 @@ from typing import IO
 
 import requests
 
-from serving.processes import (
+from serving.service.processes import (
     DEFAULT_MAR,
     REQUEST_TIMEOUT_S,
     ServerError,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handlers.recognizer import ModelError, Recognizer
-from serving.processes import DEFAULT_MAR
+from serving.service.processes import DEFAULT_MAR
 
 HERE = Path(__file__).resolve().parent
 HANDLERS = HERE.parent / "handlers"
@@ -34,12 +34,9 @@ def package(model: Path, output: Path, device: str = "cpu") -> str:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder) / "extra" / "handlers"  # keeps its name in the archive, so imports read the same there and here
-        stage.mkdir(parents=True)
-        for module in sorted(HANDLERS.glob("*.py")):
-            if module != ENTRY:
-                shutil.copyfile(module, stage / module.name)
+        shutil.copytree(HANDLERS, stage, ignore=shutil.ignore_patterns(ENTRY.name, "tests", "__pycache__"))
         config = Path(folder) / "model-config.yaml"
-        config.write_text((HERE / config.name).read_text().replace("deviceType: cpu", f"deviceType: {device}"))
+        config.write_text((HERE / "service" / config.name).read_text().replace("deviceType: cpu", f"deviceType: {device}"))
         command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", output.stem, "--version", version]
         command += ["--serialized-file", str(model), "--handler", str(ENTRY), "--extra-files", str(stage.parent)]
         command += ["--config-file", str(config), "--export-path", folder]

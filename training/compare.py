@@ -20,11 +20,11 @@ import numpy as np
 import yaml
 from scipy.stats import binomtest, norm
 
-from training import plots
-from training.answers import Answers
 from training.data import DataError
-from training.provenance import starts
-from training.reports import TEST, history_of, interval, share
+from training.evaluation.predictions import Answers
+from training.reports import plots
+from training.reports.provenance import starts
+from training.reports.report import TEST, history_of, interval, share
 
 SIGNIFICANT = 0.05
 MISSING = "-"

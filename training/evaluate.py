@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from handlers.labels import ALPHABET_NAMES, DEFAULT_ALPHABET, UnknownAlphabet
+from handlers.alphabets import ALPHABET_NAMES, DEFAULT_ALPHABET, UnknownAlphabet
 from handlers.recognizer import ModelError, Recognizer
-from training import plots
 from training.data import CLASSES, DataError, Images, add_root, load_emnist
-from training.labelled import score_folder
-from training.metrics import measure
-from training.robustness import markdown, measure_pictures, probabilities_of
-from training.sheets import contact_sheet, error_sheet
+from training.evaluation.labelled import score_folder
+from training.evaluation.metrics import measure
+from training.evaluation.robustness import markdown, measure_pictures, probabilities_of
+from training.reports import plots
+from training.reports.sheets import contact_sheet, error_sheet
 
 PICTURES = 1000  # images a style
 RECALL_COLUMNS = 4

@@ -23,10 +23,10 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
-from training import plots
 from training.batches import make_batch, material_of
 from training.checkpoint import CheckpointError, load_checkpoint, new_state
 from training.data import DataError, add_root, epoch_order, find_data, load_splits
+from training.reports import plots
 from training.run import DEVICES, Run, choose_device
 from training.settings import SettingsError, load_recipe
 from training.train import train_step

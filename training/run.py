@@ -20,19 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handlers.recognizer import ModelError, Recognizer
-from training import card, reports
-from training.answers import Answers
 from training.checkpoint import State, load_checkpoint, save_checkpoint
 from training.data import Splits
 from training.degrade.pool import degraded
 from training.distributed import ALONE, Group
 from training.evaluate import evaluate, table
+from training.evaluation.metrics import measure
+from training.evaluation.predictions import Answers
+from training.evaluation.robustness import EVALUATION_BATCH, probabilities_of
 from training.export import export
-from training.metrics import measure
 from training.models import count_multiply_adds, count_parameters
-from training.robustness import EVALUATION_BATCH, probabilities_of
+from training.reports import card, report
+from training.reports.sheets import contact_sheet, error_sheet
 from training.settings import Settings, SettingsError
-from training.sheets import contact_sheet, error_sheet
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +217,6 @@ def finish(run: Run) -> None:
     error_sheet(recognizer, run.splits.test, run.folder / "errors.png")
     test = run.splits.test
     answers = Answers(probabilities_of(recognizer, test.images.numpy()), test.labels.numpy(), test.classes, test.fingerprint())
-    answers.save(run.folder / reports.TEST)
-    reports.write(run.folder)
+    answers.save(run.folder / report.TEST)
+    report.write(run.folder)
     print(table(checkpoint["metrics"]["test"]))

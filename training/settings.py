@@ -44,7 +44,7 @@ class DataSettings:
     validation_limit: Annotated[int, Field(ge=1)] = 100  # at most so many images a class
     validation_seed: Annotated[int, Field(ge=0)] = 0  # the same images are held out whatever the run's own seed
     balance: Share = 1.0  # 0: classes as frequent as in the file; 1: each equally often; between: class size ** (1 - balance)
-    test_pictures: Annotated[int, Field(ge=0)] = 1000  # test images that are reported on in every style of training.robustness
+    test_pictures: Annotated[int, Field(ge=0)] = 1000  # test images that are reported on in every style of training.evaluation.robustness
     degraded_copies: Annotated[int, Field(ge=0)] = 0  # of every training image, made by training.pool
     degraded_share: Share = 0.5  # of the images of a batch, where there are copies
 

@@ -31,8 +31,8 @@ from training.checkpoint import CheckpointError, State, load_checkpoint, new_sta
 from training.data import DataError, add_root, find_data, load_splits, write_report
 from training.distributed import Group, PeerLost, join
 from training.export import ExportError
-from training.provenance import record_start
-from training.reporter import Reporter
+from training.reports.provenance import record_start
+from training.reports.tensorboard import Reporter
 from training.run import DEVICES, Run, checkpoint_of, choose_device, finish, log_start, logits_of, record
 from training.schedules import learning_rate, stops
 from training.settings import Settings, SettingsError, differences, from_dict, load_recipe

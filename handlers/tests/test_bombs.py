@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers.bombs import MAX_SCANS, MAX_VALUES, too_costly
-from handlers.messages import MAX_REPLY_BYTES
-from handlers.multipart import MAX_PARTS
-from handlers.picture import InvalidImage, decode
-from handlers.protocol import answer_rows
+from handlers.pictures.decoding import InvalidImage, decode
+from handlers.pictures.limits import MAX_SCANS, MAX_VALUES, too_costly
+from handlers.protocols.bodies import MAX_PARTS
+from handlers.protocols.messages import MAX_REPLY_BYTES
+from handlers.protocols.service import answer_rows
 
 # What decoding may take above what was there before: at most 4 bytes a pixel of the picture, 1 of its grey levels, a strip.
 BYTES_A_PIXEL, STRIP_MB = 5.25, 60
@@ -88,7 +88,7 @@ def test_a_huge_picture_takes_the_memory_of_its_pixels_and_a_strip(root, tmp_pat
     program = f"""
 import resource, sys
 sys.path.insert(0, {str(root)!r})
-from handlers.picture import decode
+from handlers.pictures.decoding import decode
 data = open({str(path)!r}, "rb").read()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()

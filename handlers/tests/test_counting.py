@@ -14,19 +14,19 @@ from PIL import Image
 from prometheus_client import values
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from handlers import metrics
-from handlers.metrics import Metrics, Workers, since_start, start, take_number
-from handlers.protocol import Observer, answer_rows
+from handlers import telemetry
+from handlers.protocols.service import Observer, answer_rows
+from handlers.telemetry import Metrics, Workers, since_start, start, take_number
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where this process counts; the library's choice of a way to count is its process's."""
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
-    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(telemetry.FOLDER_VARIABLE, str(tmp_path))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        monkeypatch.setenv(metrics.PORT_VARIABLE, str(s.getsockname()[1]))
+        monkeypatch.setenv(telemetry.PORT_VARIABLE, str(s.getsockname()[1]))
     return tmp_path
 
 
@@ -102,7 +102,7 @@ def test_a_worker_goes_on_with_the_files_of_a_dead_one(folder):
     count = f"""
 import pathlib, sys
 from prometheus_client import values
-from handlers.metrics import Metrics, take_number
+from handlers.telemetry import Metrics, take_number
 number, kept = take_number(pathlib.Path({str(folder)!r}))
 values.ValueClass = values.MultiProcessValue(lambda: number)
 Metrics("emnist", "v", "K").answered("K", 0.9)
@@ -136,12 +136,12 @@ def test_without_a_folder_or_with_a_port_that_is_taken_nothing_is_counted_and_al
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        monkeypatch.setenv(metrics.PORT_VARIABLE, str(taken.getsockname()[1]))
+        monkeypatch.setenv(telemetry.PORT_VARIABLE, str(taken.getsockname()[1]))
         assert type(start("emnist", recognizer)) is Observer
     assert "there are no metrics of this worker" in caplog.text
-    monkeypatch.setenv(metrics.FOLDER_VARIABLE, str(folder / "missing"))
+    monkeypatch.setenv(telemetry.FOLDER_VARIABLE, str(folder / "missing"))
     assert type(start("emnist", recognizer)) is Observer
-    monkeypatch.delenv(metrics.FOLDER_VARIABLE)
+    monkeypatch.delenv(telemetry.FOLDER_VARIABLE)
     assert type(start("emnist", recognizer)) is Observer
     image = np.zeros((28, 28), np.uint8)
     assert answer_rows(recognizer, [{"body": image.tobytes()}], observer=Observer())[0].status == 415

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from handlers.framing import even_stroke, stroke_width, whole
-from handlers.picture import InvalidImage
-from handlers.polarity import light_ink, separability
-from handlers.preprocessing import level, prepare, split_levels
-from handlers.shapes import frame_of, keep_character
+from handlers.pictures.decoding import InvalidImage
+from handlers.pictures.framing import even_stroke, stroke_width, whole
+from handlers.pictures.pipeline import level, prepare, split_levels
+from handlers.pictures.polarity import light_ink, separability
+from handlers.pictures.shapes import frame_of, keep_character
 
 
 def canvas(height: int = 120, width: int = 120) -> np.ndarray:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers.messages import MAX_PICTURES
-from handlers.protocol import answer_rows
+from handlers.protocols.messages import MAX_PICTURES
+from handlers.protocols.service import answer_rows
 
 V1, V2 = {"x-protocol": "v1"}, {"x-protocol": "v2"}
 PICTURE = {"name": "picture", "datatype": "BYTES", "shape": [1]}

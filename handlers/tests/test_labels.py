@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from handlers.labels import ALPHABETS, BY_CLASS, BY_MERGE, LOWER, VIN, UnknownAlphabet, make_fold
+from handlers.alphabets import ALPHABETS, BY_CLASS, BY_MERGE, LOWER, VIN, UnknownAlphabet, make_fold
 
 
 def test_class_sets_have_emnists_sizes():

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from handlers.framing import resize
-from handlers.picture import WORK_SIDE, InvalidImage, decode
-from handlers.polarity import light_ink
-from handlers.preprocessing import prepare, read_image
-from handlers.shapes import frame_of
+from handlers.pictures.decoding import WORK_SIDE, InvalidImage, decode
+from handlers.pictures.framing import resize
+from handlers.pictures.pipeline import prepare, read_image
+from handlers.pictures.polarity import light_ink
+from handlers.pictures.shapes import frame_of
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
-from handlers.messages import MAX_REPLY_BYTES, RequestError
-from handlers.multipart import fields_of
-from handlers.picture import InvalidImage, decode, strips, to_grey
-from handlers.preprocessing import prepare, read_image
-from handlers.protocol import answer_rows
+from handlers.pictures.decoding import InvalidImage, decode, strips, to_grey
+from handlers.pictures.pipeline import prepare, read_image
+from handlers.protocols.bodies import fields_of
+from handlers.protocols.messages import MAX_REPLY_BYTES, RequestError
+from handlers.protocols.service import answer_rows
 
 settings.register_profile("stable", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("stable")

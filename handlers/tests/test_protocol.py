@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers import protocol, v1
-from handlers.messages import STATUS
-from handlers.protocol import answer_rows
+from handlers.protocols import kserve_v1, service
+from handlers.protocols.messages import STATUS
+from handlers.protocols.service import answer_rows
 
 
 def png(image: np.ndarray) -> bytes:
@@ -98,8 +98,8 @@ def test_a_fault_in_one_row_costs_no_other(recognizer, picture, monkeypatch):
             raise ZeroDivisionError
         return read(data, size)
 
-    read = protocol.read_image
-    monkeypatch.setattr(protocol, "read_image", faulty)
+    read = service.read_image
+    monkeypatch.setattr(service, "read_image", faulty)
     first, second = answer_rows(recognizer, [{"data": b"trap"}, {"data": picture}])
     assert first.status == 500
     assert json.loads(first.body)["error"]["code"] == "internal_error"
@@ -110,7 +110,7 @@ def test_a_fault_in_an_answer_costs_no_other(recognizer, picture, monkeypatch):
     def faulty(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(v1, "answer", faulty)
+    monkeypatch.setattr(kserve_v1, "answer", faulty)
     instances = json.dumps({"instances": [{"b64": base64.b64encode(picture).decode()}]}).encode()
     first, second = answer_rows(recognizer, [{"data": instances}, {"data": picture}], [{"x-protocol": "v1"}, {}])
     assert first.status == 500
@@ -119,7 +119,7 @@ def test_a_fault_in_an_answer_costs_no_other(recognizer, picture, monkeypatch):
 
 
 def test_what_would_take_too_long_is_refused_in_time(recognizer, picture, monkeypatch):
-    monkeypatch.setattr(protocol, "FIRST_S", -1.0)
+    monkeypatch.setattr(service, "FIRST_S", -1.0)
     (reply,) = answer_rows(recognizer, [{"data": picture}])
     assert reply.status == 503
     assert json.loads(reply.body)["error"]["code"] == "overloaded"
@@ -155,9 +155,9 @@ def test_a_large_request_takes_no_time_of_its_neighbours(recognizer, picture, mo
         now += 0.5 if data == picture else 1.0
         return read(picture, size)
 
-    read = protocol.read_image
-    monkeypatch.setattr(protocol, "read_image", slow)
-    monkeypatch.setattr(protocol, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now))
+    read = service.read_image
+    monkeypatch.setattr(service, "read_image", slow)
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now))
     rows, headers = beside_a_large_one([b"slow"] * 1024, picture, place)
     said = check_neighbours(answer_rows(recognizer, rows, headers), place)
     assert said == ["K"] * 3 + ["overloaded"] * 1021, "what the others left of 10 s"
@@ -172,9 +172,9 @@ def test_rows_of_equal_size_have_equal_shares_and_each_its_first_picture(recogni
         now += 3.0
         return read(picture, 28)
 
-    read = protocol.read_image
-    monkeypatch.setattr(protocol, "read_image", slow)
-    monkeypatch.setattr(protocol, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now))
+    read = service.read_image
+    monkeypatch.setattr(service, "read_image", slow)
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now))
     instances = json.dumps({"instances": [{"b64": "AAAA"}] * 3}).encode()
     replies = answer_rows(recognizer, [{"data": instances}] * 8, [{"x-protocol": "v1"}] * 8)
     read_of = [sum("character" in answer for answer in json.loads(reply.body)["predictions"]) for reply in replies]
@@ -183,7 +183,7 @@ def test_rows_of_equal_size_have_equal_shares_and_each_its_first_picture(recogni
 
 def test_many_large_pictures_leave_their_neighbours_time(recognizer, picture, monkeypatch):
     """With pictures that take their time, and less of it in all."""
-    monkeypatch.setattr(protocol, "READING_S", 0.3)
+    monkeypatch.setattr(service, "READING_S", 0.3)
     canvas = np.full((2000, 2000), 255, np.uint8)
     canvas[500:1500, 950:1050] = 0
     rows, headers = beside_a_large_one([png(canvas)] * 100, picture, 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.labels import BY_MERGE
+from handlers.alphabets import BY_MERGE
 from handlers.recognizer import META_FILE, ModelError, Recognizer
 
 

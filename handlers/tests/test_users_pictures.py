@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers.preprocessing import prepare
+from handlers.pictures.pipeline import prepare
 from training.data import default_root, load_emnist
 
 ROOT = default_root()

@@ -41,7 +41,7 @@ from cluster import (
     wait_for_pod,
 )
 
-from serving.client import Client
+from serving.client.client import Client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

@@ -17,7 +17,7 @@ import pytest
 import requests
 from cluster import PREFIX, VERSION
 
-from serving.client import Client
+from serving.client.client import Client
 from serving.local import reserved_ports
 
 pytestmark = pytest.mark.container

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("cluster")]
 
 OTHER_MODEL = f"{PREFIX}-serve:{VERSION}-other"  # the same network under another version, k8s/tests/other_model.py
 MIN_REQUESTS = 2000
-WORKER_BATCH = 16  # batchSize of serving/model-config.yaml: what one worker may have in flight
+WORKER_BATCH = 16  # batchSize of serving/service/model-config.yaml: what one worker may have in flight
 BROKEN_OFF = {"status 502 internal_error", "shed", "status 504 deadline"}  # 502, 503 with Retry-After, 504: each said in time
 IN_FLIGHT = 128  # MAX_IN_FLIGHT of k8s/10-config.yaml: what one TorchServe may have
 KILL_NODE = os.environ.get("KILL_NODE")  # a command that is given a node's name and takes it away at once, as a power cut does

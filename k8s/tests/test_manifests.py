@@ -10,9 +10,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from serving import program
+from common import program
 from serving.local import STOP_TIMEOUT_S
-from serving.pod import seconds
+from serving.service.pod import seconds
 from serving.web.connections import configuration
 from serving.web.settings import Settings, from_environment
 from training.train import INTERRUPTED, WRONG_USE
@@ -142,7 +142,7 @@ def test_all_tags_are_the_version(root):
     files = [*FILES, K8S / "Kustomization", *(K8S / "overlays").rglob("*.yaml")]
     tags = {tag for file in files for tag in re.findall(r"(?:image: emnist-\w+:|newTag: )([\w.]+)", file.read_text())}
     assert tags == {VERSION}
-    assert yaml.safe_load((root / "serving" / "openapi.yaml").read_text())["info"]["version"] == VERSION
+    assert yaml.safe_load((root / "serving" / "service" / "openapi.yaml").read_text())["info"]["version"] == VERSION
 
 
 def test_the_namespace_enforces_the_restricted_standard():
@@ -186,15 +186,15 @@ def test_only_the_edge_has_ports(root):
     containers = {container["name"]: container for container in containers_of(one("Deployment", "emnist")["spec"]["template"]["spec"])}
     assert "ports" not in containers["torchserve"]
     assert {port["containerPort"] for port in containers["haproxy"]["ports"]}.isdisjoint(SECRET_PORTS)
-    addresses = re.findall(r"^\w+_address=http://([\d.]+):", (root / "serving" / "config.properties").read_text(), re.MULTILINE)
+    addresses = re.findall(r"^\w+_address=http://([\d.]+):", (root / "serving" / "service" / "config.properties").read_text(), re.MULTILINE)
     assert addresses == ["127.0.0.1"] * 2, "and one is a socket"
 
 
 def test_every_setting_of_the_config_maps_is_read_by_something(root):
     maps = {found["metadata"]["name"]: found["data"] for found in BASE if found["kind"] == "ConfigMap"}
-    edge = (root / "serving" / "haproxy.cfg").read_text() + (root / "serving" / "pod.py").read_text()
+    edge = (root / "serving" / "service" / "haproxy.cfg").read_text() + (root / "serving" / "service" / "pod.py").read_text()
     assert [name for name in maps["emnist-haproxy"] if name not in edge] == []
-    keys = {line.partition("=")[0] for line in (root / "serving" / "config.properties").read_text().splitlines()}
+    keys = {line.partition("=")[0] for line in (root / "serving" / "service" / "config.properties").read_text().splitlines()}
     assert [name for name in maps["emnist-torchserve"] if name.removeprefix("TS_").lower() not in keys | {"java_options"}] == []
     from_environment(maps["emnist-web"])
     assert [name for name in maps["emnist-web"] if name.lower() not in vars(Settings())] == []

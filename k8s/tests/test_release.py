@@ -61,7 +61,7 @@ def test_one_command_sets_the_version_everywhere(copy):
     assert done.returncode == 0, done.stderr
     assert version_of(copy) == NEXT
     assert f"-serve:{NEXT} " in make(copy, "--dry-run", "images").stdout
-    assert yaml.safe_load((copy / "serving" / "openapi.yaml").read_text())["info"]["version"] == NEXT
+    assert yaml.safe_load((copy / "serving" / "service" / "openapi.yaml").read_text())["info"]["version"] == NEXT
     if shutil.which("kubectl"):
         for folder in [copy / "k8s", *sorted((copy / "k8s" / "overlays").iterdir())]:
             command = ["kubectl", "kustomize", "--load-restrictor", "LoadRestrictionsNone", str(folder)]

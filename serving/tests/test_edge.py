@@ -20,9 +20,9 @@ import yaml
 from PIL import Image
 from watch import java_of
 
-from serving import pod
 from serving.local import reserved_ports, running
-from serving.processes import haproxy_command
+from serving.service import pod
+from serving.service.processes import haproxy_command
 
 TIMEOUT_S = 30
 
@@ -201,7 +201,7 @@ def test_with_a_key_only_its_holders_are_let_in(edge):
 @pytest.mark.parametrize("key", ["", " ", "secret\n"])
 def test_a_key_by_which_nobody_could_get_in_is_refused_at_the_start(mar, root, free_port, key):
     environment = os.environ | {"API_KEY": key}
-    for program in (["serving.pod", "edge"], ["serving.local", "--port", str(free_port)]):
+    for program in (["serving.service.pod", "edge"], ["serving.local", "--port", str(free_port)]):
         command = [sys.executable, "-m", *program, "--mar", str(mar)]
         options = {"capture_output": True, "text": True, "timeout": TIMEOUT_S}
         done = subprocess.run(command, cwd=root, env=environment, check=False, **options)
@@ -265,7 +265,7 @@ def test_what_probes_torchserve_asks_torchserve_alone(mar, server, root, free_po
     (torchserve,) = deployment["initContainers"]
     for probe in ("startupProbe", "livenessProbe"):
         program, option, module, command = torchserve[probe]["exec"]["command"]
-        assert (program, option, module) == ("python", "-m", "serving.pod")
+        assert (program, option, module) == ("python", "-m", "serving.service.pod")
         for address, code in ((server.management_address, 0), (f"127.0.0.1:{free_port}", 1)):
             monkeypatch.setattr(pod, "MANAGEMENT_ADDRESS", address)
             assert pod.main([command, "--mar", str(mar)]) == code

@@ -13,7 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.local import LOOPBACK, reserved_ports
-from serving.processes import haproxy_command
+from serving.service.processes import haproxy_command
 
 TIMEOUT_S = 30
 RECOVERY_S = 60

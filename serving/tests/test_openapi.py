@@ -19,10 +19,10 @@ from schemathesis.checks import (
     unsupported_method,
 )
 
-from handlers.labels import ALPHABET_NAMES
-from handlers.messages import STATUS
+from handlers.alphabets import ALPHABET_NAMES
+from handlers.protocols.messages import STATUS
 
-FILE = Path(__file__).resolve().parents[1] / "openapi.yaml"
+FILE = Path(__file__).resolve().parents[1] / "service" / "openapi.yaml"
 SAMPLE = FILE.parent / "samples" / "3_clean.png"
 SPECIFICATION = yaml.safe_load(FILE.read_text())
 TIMEOUT_S = 60

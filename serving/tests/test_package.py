@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers.framing import resize
-from handlers.labels import BY_MERGE, DIGITS, LOWER, VIN
-from handlers.protocol import answer_rows
+from handlers.alphabets import BY_MERGE, DIGITS, LOWER, VIN
+from handlers.pictures.framing import resize
+from handlers.protocols.service import answer_rows
 from handlers.recognizer import Recognizer
 from serving import package as package_module
-from serving.client import Client
+from serving.client.client import Client
 from serving.local import running
 from serving.package import package
 

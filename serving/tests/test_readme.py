@@ -10,9 +10,9 @@ from typing import get_args
 
 import pytest
 
-from handlers.messages import STATUS
-from serving import batch
-from serving.client import Client
+from handlers.protocols.messages import STATUS
+from serving.batch import __main__ as batch
+from serving.client.client import Client
 from training.settings import DataSettings, Source
 
 FOLDERS = ("", "k8s", "load_tests", "training")  # with a README each
@@ -32,7 +32,7 @@ def test_every_make_target_exists_and_has_a_help_line(root, readme):
 
 def test_every_module_and_path_exists(root, readme):
     modules = set(re.findall(r"python -m ([a-z_.]+)", readme))
-    assert modules >= {"training.train", "training.export", "training.evaluate", "serving.batch"}
+    assert modules >= {"training.train", "training.export", "training.evaluate", "serving.batch.__main__"}
     assert all(importlib.util.find_spec(module) for module in modules)
     for path in re.findall(r"`((?:handlers|training|serving|requirements|k8s|load_tests)/[\w./]*)`", readme):
         assert (root / path).exists(), path
@@ -64,7 +64,7 @@ def test_the_sources_are_those_of_the_settings(readme):
 
 
 def test_the_table_of_errors_is_the_handlers_and_the_edges(root, readme):
-    edge = (root / "serving" / "haproxy.cfg").read_text()
+    edge = (root / "serving" / "service" / "haproxy.cfg").read_text()
     code_of = dict(re.findall(r"""setenv (\w+) '{"error":%\[var\(txn\.open\)\](\w+)%""", edge))
     sent = {(int(status), code_of[name]) for status, name in re.findall(r'status (\d+) .*lf-string "\${(\w+)}"', edge)}
     sent |= {(int(status), code) for status, code in re.findall(r'http-error status (\d+) .*"code":"(\w+)"', edge)}

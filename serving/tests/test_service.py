@@ -18,12 +18,12 @@ import requests
 import torch
 from PIL import Image
 
-from serving import batch
-from serving.answers import ServiceError
-from serving.client import Client
+from serving.batch import __main__ as batch
+from serving.client.answers import ServiceError
+from serving.client.client import Client
 from serving.local import running
 from serving.package import package
-from serving.processes import ServerError
+from serving.service.processes import ServerError
 
 TIMEOUT_S = 30
 

@@ -1,6 +1,6 @@
 """A Triton server with a stand-in for the model, for test_conformance.py: `python triton_server.py PORT`, in .venv-triton.
 
-Its inputs and outputs are those of handlers/v2.py. It takes every picture for a K and answers prepared images as they came.
+Its inputs and outputs are those of handlers/protocols/kserve_v2.py. It takes every picture for a K and answers prepared images as they came.
 """
 
 import sys

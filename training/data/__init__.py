@@ -7,9 +7,9 @@
 """
 
 from training.data.cache import cache_folder
-from training.data.files import CLASSES, download, load_csv, load_emnist, load_mnist, read_idx
+from training.data.datasheet import write_report
+from training.data.idx import CLASSES, download, load_csv, load_emnist, load_mnist, read_idx
 from training.data.images import DataError, Images, epoch_order, sample_of_each_class, sample_of_writers, without
-from training.data.report import write_report
 from training.data.root import add_root, default_root
 from training.data.splits import Splits, find_data, load_splits
 

@@ -8,8 +8,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from training.data.datasheet import lines, summary, table
 from training.data.images import DataError
-from training.data.report import lines, summary, table
 from training.data.root import add_root
 from training.data.splits import find_data, load_splits
 from training.settings import SettingsError, load_recipe

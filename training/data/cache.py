@@ -8,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
-from handlers import framing, picture, polarity, preprocessing, shapes
+from handlers.pictures import decoding, framing, pipeline, polarity, shapes
 
-PREPROCESSING = (picture, polarity, shapes, framing, preprocessing)  # modules that decide what a picture becomes
+PREPROCESSING = (decoding, polarity, shapes, framing, pipeline)  # modules that decide what a picture becomes
 
 
 def cache_folder() -> Path:

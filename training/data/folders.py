@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from handlers.labels import BY_CLASS
-from handlers.picture import FORMATS
+from handlers.alphabets import BY_CLASS
+from handlers.pictures.decoding import FORMATS
 from training.data.images import DataError
 
 SD19_TEST = "hsf_4"
 UNKNOWN_CLASS = "unknown_class"
 HEXADECIMAL = 16
-CHARACTERS = frozenset(BY_CLASS)  # what the alphabets of handlers.labels are made of
+CHARACTERS = frozenset(BY_CLASS)  # what the alphabets of handlers.alphabets are made of
 
 
 class Found(NamedTuple):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from handlers.framing import resize
+from handlers.pictures.framing import resize
 
 
 class DataError(Exception):
@@ -48,7 +48,7 @@ class Images:
         return Images(self.images, labels, tuple(self.classes[label] for label in kept), self.writers).take(labels >= 0)
 
     def resized(self, size: int) -> Images:
-        """The images at `size` pixels a side, as `handlers.preprocessing` hands a picture that is framed as EMNIST's to a network of that size."""
+        """The images at `size` pixels a side, as `handlers.pictures.pipeline` hands a picture that is framed as EMNIST's to a network of that size."""
         if self.images.shape[-1] == size:
             return self
         images = np.empty((len(self), size, size), np.uint8)

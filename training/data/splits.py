@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from handlers.framing import SIZE
-from handlers.labels import BY_CLASS, DIGITS, LOWER, UPPER
+from handlers.alphabets import BY_CLASS, DIGITS, LOWER, UPPER
+from handlers.pictures.framing import SIZE
 from training.data.cache import cache_folder
-from training.data.files import download, load_csv, load_emnist, load_mnist
 from training.data.folders import Listing, Refusal, list_folders, list_names, list_sd19
+from training.data.idx import download, load_csv, load_emnist, load_mnist
 from training.data.images import DataError, Images, sample_of_each_class, sample_of_writers, without
-from training.data.pictures import decode
+from training.data.prepared import decode
 from training.settings import DataSettings
 
 CLASS_SETS = {"digits": DIGITS, "cap_letters": UPPER, "low_letters": LOWER}  # NIST's data types; no set of characters, for each repeats one

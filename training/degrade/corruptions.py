@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from training.degrade.pictures import jpeg, salt_and_pepper, smooth_field
 from training.degrade.strokes import Picture, uint8
+from training.degrade.styles import jpeg, salt_and_pepper, smooth_field
 
 Unit: TypeAlias = npt.NDArray[np.floating]  # (28, 28), 0 to 1
 

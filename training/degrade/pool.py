@@ -1,7 +1,7 @@
 """Degraded copies of the training images, as the preprocessing hands them to the network: made once, kept on disk.
 
 A copy is a user's picture (`pictures.scene`) or a benchmark's corruption (`severities.corrupt`) of one image, gone through
-`handlers.preprocessing.prepare`, so that the network learns what the preprocessing really leaves over.
+`handlers.pictures.pipeline.prepare`, so that the network learns what the preprocessing really leaves over.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from handlers import framing, preprocessing
-from handlers.picture import InvalidImage
+from handlers.pictures import framing, pipeline
+from handlers.pictures.decoding import InvalidImage
 from training.data import Images
 from training.data.cache import PREPROCESSING, cache_folder, source_code, write_whole
-from training.degrade import corruptions, pictures, severities, strokes
+from training.degrade import corruptions, severities, strokes, styles
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def degraded(data: Images, copies: int, seed: int) -> torch.Tensor:
 
 def _key(data: Images, copies: int, seed: int) -> str:
     digest = hashlib.sha256(f"{data.fingerprint()} {copies} {seed} {SCENES}".encode())
-    digest.update(source_code((*PREPROCESSING, strokes, pictures, corruptions, severities)))
+    digest.update(source_code((*PREPROCESSING, strokes, styles, corruptions, severities)))
     return digest.hexdigest()[:16]
 
 
@@ -60,8 +60,8 @@ def _degrade_chunk(images: npt.NDArray[np.uint8], seed: list[int], size: int) ->
 
 def degrade_one(image: npt.NDArray[np.uint8], rng: np.random.Generator, neighbour: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """One degraded copy of an image uint8 (28, 28), prepared to uint8 (size, size); the image itself where no character is found in it."""
-    shown = pictures.scene(image, rng, neighbour) if rng.random() < SCENES else severities.corrupt(image, rng)
+    shown = styles.scene(image, rng, neighbour) if rng.random() < SCENES else severities.corrupt(image, rng)
     try:
-        return preprocessing.prepare(shown, size)
+        return pipeline.prepare(shown, size)
     except InvalidImage:
         return framing.resize(image, size)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from training.degrade import corruptions as c
-from training.degrade.pictures import Style, jpeg
 from training.degrade.strokes import Picture
+from training.degrade.styles import Style, jpeg
 
 CORRUPTIONS: dict[str, Style] = {  # at MNIST-C's severities
     "gaussian_noise": c.gaussian_noise,

@@ -7,7 +7,7 @@ from PIL import Image
 from scipy.stats import binom
 
 from training import compare
-from training.answers import Answers
+from training.evaluation.predictions import Answers
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers.picture import to_grey
-from training import robustness, sheets
-from training.degrade import pictures, pool, severities
+from handlers.pictures.decoding import to_grey
+from training.degrade import pool, severities, styles
 from training.degrade.strokes import pen, skeleton
+from training.evaluation import robustness
+from training.reports import sheets
 
-STYLES = {**pictures.USERS, **pictures.BLANK, **severities.CORRUPTIONS, "scene": pictures.scene, "corrupt": severities.corrupt}
+STYLES = {**styles.USERS, **styles.BLANK, **severities.CORRUPTIONS, "scene": styles.scene, "corrupt": severities.corrupt}
 
 
 @pytest.mark.parametrize("name", STYLES)
@@ -46,7 +47,7 @@ def test_boxes_have_straight_lines_on_two_to_four_sides(emnist):
     rng = np.random.default_rng(0)
     counted = set()
     for image in emnist.images[:40].numpy():
-        picture = pictures.with_box(image, rng)
+        picture = styles.with_box(image, rng)
         rows, columns = (picture > 160).mean(axis=1), (picture > 160).mean(axis=0)
         lines = [(half > 0.6).any() for half in (rows[:8], rows[-8:], columns[:8], columns[-8:])]
         counted.add(sum(lines))
@@ -73,7 +74,7 @@ def test_degraded_copies_are_kept_and_found_again(emnist, tmp_path, monkeypatch)
 
 def test_every_style_is_measured_and_shown(recognizer, emnist, tmp_path):
     rows = robustness.measure_pictures(recognizer, emnist, count=3)
-    assert [row["style"] for row in rows] == [*pictures.USERS, *severities.CORRUPTIONS, *pictures.BLANK]
+    assert [row["style"] for row in rows] == [*styles.USERS, *severities.CORRUPTIONS, *styles.BLANK]
     assert all(row["n"] == 3 and 0 <= row["accuracy"] <= 1 and row["ms"] > 0 for row in rows)
     assert "| **mean of users** |" in robustness.markdown(rows)
     sheets.contact_sheet(recognizer, emnist, tmp_path / "sheet.png")

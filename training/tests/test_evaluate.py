@@ -3,10 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from handlers.labels import BY_MERGE
-from training import card, evaluate, readers
+from benchmarks import readers
+from handlers.alphabets import BY_MERGE
+from training import evaluate
 from training.evaluate import table
-from training.metrics import calibration_error, coverage, measure, wilson
+from training.evaluation.metrics import calibration_error, coverage, measure, wilson
+from training.reports import card
 
 
 def one_hot(labels, classes=47):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.labels import BY_MERGE, DIGITS, VIN
+from handlers.alphabets import BY_MERGE, DIGITS, VIN
 from handlers.recognizer import Recognizer
 from training import export as export_module
 from training.checkpoint import CheckpointError, load_checkpoint, network_of, save_checkpoint

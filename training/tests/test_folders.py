@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers.preprocessing import read_image
+from handlers.pictures.pipeline import read_image
 from handlers.recognizer import Recognizer
-from training.data import DataError, Images, load_splits, pictures, sample_of_writers
+from training.data import DataError, Images, load_splits, prepared, sample_of_writers
 from training.data.__main__ import main
 from training.settings import DataSettings
 from training.train import main as train
@@ -205,7 +205,7 @@ def test_pictures_are_prepared_once_until_one_changes(folders, cache, monkeypatc
     settings = DataSettings(source="folders")
     first = load_splits(settings, folders)
     (kept,) = cache.iterdir()
-    monkeypatch.setattr(pictures, "_decode_all", None)
+    monkeypatch.setattr(prepared, "_decode_all", None)
     assert load_splits(settings, folders).train.fingerprint() == first.train.fingerprint()
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
@@ -223,7 +223,7 @@ def test_other_processes_prepare_many_pictures_to_the_same(folders, cache, monke
     one = load_splits(DataSettings(source="folders"), folders)
     for path in cache.iterdir():
         path.unlink()
-    monkeypatch.setattr(pictures, "CHUNK", 20)
+    monkeypatch.setattr(prepared, "CHUNK", 20)
     assert load_splits(DataSettings(source="folders"), folders).train.fingerprint() == one.train.fingerprint()
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from training import evaluate
-from training.labelled import label_of, score_folder
+from training.evaluation.labelled import label_of, score_folder
 
 
 @pytest.mark.parametrize(

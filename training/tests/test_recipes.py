@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from handlers.labels import BY_MERGE, DIGITS, LOWER, VIN
+from handlers.alphabets import BY_MERGE, DIGITS, LOWER, VIN
 from handlers.recognizer import Recognizer
 from training.checkpoint import load_checkpoint, network_of, new_state
 from training.data import CLASSES, load_splits

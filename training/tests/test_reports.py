@@ -13,13 +13,13 @@ from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from training import provenance, reports, summary
-from training.answers import Answers
 from training.checkpoint import load_checkpoint, new_state
 from training.data import DataError
-from training.metrics import wilson
+from training.evaluation.metrics import wilson
+from training.evaluation.predictions import Answers
 from training.models import count_multiply_adds, count_parameters, make_model
-from training.reporter import Reporter
+from training.reports import provenance, report, summary
+from training.reports.tensorboard import Reporter
 from training.settings import load_recipe
 from training.train import train
 
@@ -71,8 +71,8 @@ def test_wilsons_interval():
 
 def test_reporting_changes_no_weight(small_run):
     kept = {}
-    for name, report in {"silent": {"scalars": 0, "figures": 0}, "talking": {"scalars": 1, "figures": 1}}.items():
-        run = small_run(name, report)
+    for name, section in {"silent": {"scalars": 0, "figures": 0}, "talking": {"scalars": 1, "figures": 1}}.items():
+        run = small_run(name, section)
         train(run)
         kept[name] = load_checkpoint(run.folder / "last.pt")["resume"]
         assert (run.folder / "tensorboard").exists() == (name == "talking")
@@ -90,7 +90,7 @@ def test_tensorboard_shows_the_run(finished_run):
     every = steps.pop("train/loss")
     assert every == list(range(1, len(every) + 1))
     assert {"train/accuracy", "train/learning_rate", "train/images_per_s"} <= steps.keys()
-    lines = reports.history_of(finished_run)
+    lines = report.history_of(finished_run)
     for name in ("loss", "accuracy", "f1_weighted", "f1_macro"):
         values = [event.value for event in shown.Scalars(f"validation/{name}")]
         assert values == pytest.approx([line[f"validation_{name}"] for line in lines])
@@ -162,19 +162,19 @@ def test_the_report_can_be_drawn_again_and_of_an_unfinished_run(finished_run, tm
     for name in ("test.npz", "errors.png", "contact-sheet.png", "report.html", "emnist.pt", "run.json"):
         (folder / name).unlink()
     shutil.rmtree(folder / "report")
-    assert reports.main([str(folder)]) == 0
+    assert report.main([str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     assert "accuracy, validation part" in (folder / "report.html").read_text()
     assert {path.name for path in (folder / "report").iterdir()} == {"curves.png", "confusion.png", "classes.png", "roc.png"}
     (folder / "validation.npz").unlink()
-    assert reports.main([str(folder)]) == 0
+    assert report.main([str(folder)]) == 0
     assert "Curves" in (folder / "report.html").read_text()
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):
-    assert reports.main([str(tmp_path)]) == 1
+    assert report.main([str(tmp_path)]) == 1
     (tmp_path / "metrics.jsonl").write_text("")
-    assert reports.main([str(tmp_path)]) == 1
+    assert report.main([str(tmp_path)]) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("reports: ")
     assert "it is empty" in second

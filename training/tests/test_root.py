@@ -2,7 +2,8 @@
 
 import pytest
 
-from training import bench, evaluate, lr_finder, readers, reproduce, train
+from benchmarks import readers, reproduce, training_steps
+from training import evaluate, lr_finder, train
 from training.data import DataError, __main__, default_root, splits
 
 NOTHING = [("EMNIST_ROOT", []), ("EMNIST_ROOT", ["--emnist-root", ""]), ("unused", ["--emnist-root="])]
@@ -26,7 +27,7 @@ def test_a_program_that_needs_the_folder_is_used_wrongly(program, arguments, not
     assert "give --emnist-root (or EMNIST_ROOT)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("program", "code"), [(train, 2), (bench, 2), (reproduce, 1)])
+@pytest.mark.parametrize(("program", "code"), [(train, 2), (training_steps, 2), (reproduce, 1)])
 def test_a_program_that_can_download_does(program, code, nothing, downloads, capsys):
     assert program.main(nothing) == code
     assert downloads

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from handlers.labels import BY_MERGE, VIN
+from handlers.alphabets import BY_MERGE, VIN
 from handlers.recognizer import Recognizer
 from training import train as train_module
 from training.batches import augment_strength, pick

@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from serving.local import SAMPLES, reserved_ports, running
-from serving.processes import ServerError
+from serving.service.processes import ServerError
 
 TIMEOUT_S = 30
 

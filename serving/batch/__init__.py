@@ -1,0 +1,1 @@
+"""A folder of pictures -> CSV. run.py is the whole flow."""

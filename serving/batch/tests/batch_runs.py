@@ -1,0 +1,96 @@
+"""What the tests of the batch program's runs share."""
+
+import csv
+import io
+import logging
+import os
+import sys
+import time
+from tempfile import TemporaryFile
+
+import pytest
+
+from serving.batch import __main__ as batch
+from serving.batch.__main__ import DONE
+from serving.batch.plan import read_plan
+from serving.batch.shards import Run
+from serving.batch.tables import Row
+
+PICTURES = 600  # of the fixture `pictures`
+# Statements that run before the program: checkpoints come often, and each file takes 5 ms to read, so that a test can step in.
+OFTEN = "serving.batch.shards.CHECKPOINT_S = 0.05"
+SLOWLY = (
+    f"{OFTEN}; import time; read_file = serving.batch.decoding.read_file; "
+    "serving.batch.decoding.read_file = lambda *arguments, **options: time.sleep(0.005) or read_file(*arguments, **options)"
+)
+
+
+def fill(folder, images, count):
+    """Link `images` into a tree of `count` pictures, a few of them damaged."""
+    for number in range(count):
+        path = folder / f"box{number % 7}" / f"{number:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number % 97 == 5:
+            path.write_bytes(b"junk")
+        else:
+            os.link(images[number % len(images)], path)
+    return folder
+
+
+def unlistable(folder):
+    """Make sub-folders in `folder` the last of which nobody can list, not even root: its path is too long for the system."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    for _ in range(22):
+        os.mkdir("d" * 200, dir_fd=descriptor)
+        inner = os.open("d" * 200, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+
+
+def printed(*arguments, expect=DONE):
+    """Run the program here: the bytes of its standard output, and the text of its standard error."""
+    with TemporaryFile("w+b") as stream, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(stream))
+        patch.setattr(sys, "stderr", io.StringIO())
+        patch.setattr(logging.getLogger(), "handlers", [])  # pytest's, beside which the program would set up none of its own
+        assert batch.main([*map(str, arguments)]) == expect, sys.stderr.getvalue()
+        stream.seek(0)
+        return stream.read(), sys.stderr.getvalue()
+
+
+def undisturbed(folder, *arguments):
+    """The bytes of a run to standard output, which keeps no state."""
+    return printed("--input", folder, *arguments)[0]
+
+
+def run_of(output):
+    (folder,) = output.parent.glob(f"{output.name}.run-*")
+    return Run(output, read_plan(folder))
+
+
+def kept(output, shard=0):
+    """How many pictures of a shard are kept."""
+    try:
+        return run_of(output).done(shard)
+    except (ValueError, AttributeError):  # no folder, or no plan yet
+        return 0
+
+
+def wait_until(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def run(*arguments, expect=DONE):
+    """Run the program here: its standard output and its standard error."""
+    stdout, stderr = printed(*arguments, expect=expect)
+    assert "Traceback" not in stderr
+    return stdout.decode(), stderr
+
+
+def parse(text):
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    assert tuple(rows[0]) == Row._fields
+    return rows[1:]

@@ -1,0 +1,1 @@
+"""TorchServe and HAProxy: their processes, their configuration, and what a pod starts."""

@@ -1,0 +1,1 @@
+"""What a run leaves for people: plots, pages, contact sheets, the model card, TensorBoard and where it all came from."""

@@ -1,0 +1,5 @@
+import sys
+
+from training.reports.report import main
+
+sys.exit(main())
