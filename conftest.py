@@ -1,4 +1,6 @@
-"""What the tests of several packages share: real EMNIST images, small models trained on nothing, and one service a run."""
+"""What the tests of several packages share: real EMNIST images, small models trained on nothing, and one service a
+run.
+"""
 
 from __future__ import annotations
 
@@ -130,13 +132,18 @@ def _untrained_checkpoint(classes: str, settings: Settings | None = None) -> dic
         "classes": list(classes),
         "weights": state.average.module.state_dict(),
         "temperature": 0.7,
-        "samples": load_emnist(FIXTURES, "balanced", "test").take(torch.arange(64)).resized(settings.model.input_size).images,
+        "samples": load_emnist(FIXTURES, "balanced", "test")
+        .take(torch.arange(64))
+        .resized(settings.model.input_size)
+        .images,
     }
 
 
 @pytest.fixture(scope="session")
 def untrained_checkpoint():
-    """A function that makes a checkpoint of the given classes, and settings, with random weights and all that an export needs."""
+    """A function that makes a checkpoint of the given classes, and settings, with random weights and all that an export
+    needs.
+    """
     return _untrained_checkpoint
 
 
@@ -155,13 +162,20 @@ def untrained(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def untrained_recipe(tmp_path_factory):
-    """A function that exports an untrained model of the recipe of that name, and its classes, once, and returns its path."""
+    """A function that exports an untrained model of the recipe of that name, and its classes, once, and returns its
+    path.
+    """
 
     @cache
     def make(name: str, *overrides: str) -> Path:
         settings = load_recipe(name, overrides)
         path = tmp_path_factory.mktemp(name) / "emnist.pt"
-        export(_untrained_checkpoint(wanted_classes(settings.data.classes) or CLASSES[settings.data.train_split], settings), path)
+        export(
+            _untrained_checkpoint(
+                wanted_classes(settings.data.classes) or CLASSES[settings.data.train_split], settings
+            ),
+            path,
+        )
         return path
 
     return make

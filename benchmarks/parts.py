@@ -75,7 +75,10 @@ def one_picture(recognizer: Recognizer) -> None:
         prepared = milliseconds(partial(read_image, data))
         whole = milliseconds(partial(answer_rows, recognizer, [{"body": data}]))
         print(f"{name + ': prepared':<36} {prepared:8.3f} ms   of which decoded {decoded:.3f}")
-        print(f"{name + ': bytes to JSON':<36} {whole:8.3f} ms   preparation + network / this = {(prepared + net) / whole:.2f}")
+        print(
+            f"{name + ': bytes to JSON':<36} {whole:8.3f} ms   preparation + network / this ="
+            f" {(prepared + net) / whole:.2f}"
+        )
 
 
 def pictures_in(folder: Path, data: bytes, count: int) -> list[str]:
@@ -108,11 +111,24 @@ def whole_folder(recognizer: Recognizer, name: str, data: bytes, count: int) -> 
     of_shared = statistics.median(batch * (1 / decoding + 1 / network) for decoding, network, batch in rounds)
     decoding, network, batch = (statistics.median(values) for values in zip(*rounds, strict=True))
     core_hours = cores() / batch * 1e6 / 3600
-    print(f"{name:<20}{decoding:>12,.0f}{network:>12,.0f}{batch:>12,.0f}{of_slower:>12.2f}{of_shared:>12.2f}{core_hours:>20.2f}")
+    print(
+        f"{name:<20}{decoding:>12,.0f}{network:>12,.0f}{batch:>12,.0f}{of_slower:>12.2f}{of_shared:>12.2f}{core_hours:>20.2f}"
+    )
 
 
 def command(model: Path, folder: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "serving.batch", "--model", str(model), "--input", folder, "--processes", "1", *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "serving.batch",
+        "--model",
+        str(model),
+        "--input",
+        folder,
+        "--processes",
+        "1",
+        *arguments,
+    ]
 
 
 def in_shards(model: Path, data: bytes, count: int) -> None:
@@ -125,7 +141,12 @@ def in_shards(model: Path, data: bytes, count: int) -> None:
             started = time.perf_counter()
             processes = [
                 subprocess.Popen(
-                    ["taskset", "--cpu-list", str(core), *command(model, folder, "--output", str(output), f"--shards={shards}", f"--shard={shard}")],
+                    [
+                        "taskset",
+                        "--cpu-list",
+                        str(core),
+                        *command(model, folder, "--output", str(output), f"--shards={shards}", f"--shard={shard}"),
+                    ],
                     stderr=subprocess.DEVNULL,
                 )
                 for shard, core in enumerate(sorted(os.sched_getaffinity(0))[:shards])
@@ -134,7 +155,10 @@ def in_shards(model: Path, data: bytes, count: int) -> None:
                 process.wait()
             walls.append(time.perf_counter() - started)
             seconds.append(json.loads(meta_path(output).read_bytes())["seconds"] / shards)
-    print(f"two shards on two cores beside one on one: {seconds[0] / seconds[1]:.2f} times as fast; with the start, {walls[0] / walls[1]:.2f}")
+    print(
+        f"two shards on two cores beside one on one: {seconds[0] / seconds[1]:.2f} times as fast; with the start,"
+        f" {walls[0] / walls[1]:.2f}"
+    )
 
 
 def first_row(model: Path, data: bytes, count: int) -> None:
@@ -154,7 +178,9 @@ def first_row(model: Path, data: bytes, count: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parts", description="Time the parts beside their limits.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.parts", description="Time the parts beside their limits."
+    )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--pictures", type=int, default=64 * CHUNK, help="in the folder for the batch program")
     arguments = parser.parse_args(argv)
@@ -163,11 +189,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModelError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    print(f"{platform.machine()}, {cores()} cores, torch {torch.__version__}, OpenCV {cv2.__version__}, medians of {ROUNDS} rounds")
+    print(
+        f"{platform.machine()}, {cores()} cores, torch {torch.__version__}, OpenCV {cv2.__version__}, medians of"
+        f" {ROUNDS} rounds"
+    )
     print("\nOne core:")
     one_picture(recognizer)
     print("\nA folder on all cores, pictures/s:")
-    print(f"{'':<20}{'decode':>12}{'network':>12}{'batch':>12}{'of slower':>12}{'of shared':>12}{'core-hours/million':>20}")
+    print(
+        f"{'':<20}{'decode':>12}{'network':>12}{'batch':>12}{'of slower':>12}{'of shared':>12}"
+        f"{'core-hours/million':>20}"
+    )
     small = SAMPLE.read_bytes()
     whole_folder(recognizer, "28-pixel PNG", small, arguments.pictures)
     whole_folder(recognizer, "200-pixel JPEG", photo(200), arguments.pictures)

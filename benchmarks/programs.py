@@ -1,4 +1,6 @@
-"""Programs that are compared: started, waited for until they answer, weighed, and stopped with all that they started."""
+"""Programs that are compared: started, waited for until they answer, weighed, and stopped with all that they
+started.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,12 @@ class StartError(Exception):
 
 
 @contextlib.contextmanager
-def program(command: Sequence[str], variables: Mapping[str, str], log: Path, talks: bool = False) -> Iterator[subprocess.Popen[str]]:
-    """A program that prints into `log`; with `talks` its input and output are pipes. It is stopped at the end, and what it leaves is killed."""
+def program(
+    command: Sequence[str], variables: Mapping[str, str], log: Path, talks: bool = False
+) -> Iterator[subprocess.Popen[str]]:
+    """A program that prints into `log`; with `talks` its input and output are pipes. It is stopped at the end, and what
+    it leaves is killed.
+    """
     pipe = subprocess.PIPE if talks else None
     with log.open("w") as printed:
         process = subprocess.Popen(
@@ -54,7 +60,9 @@ def program(command: Sequence[str], variables: Mapping[str, str], log: Path, tal
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while any(alive(member) for member in family) and time.monotonic() < deadline:  # the next one shall have the cores to itself
+        while (
+            any(alive(member) for member in family) and time.monotonic() < deadline
+        ):  # the next one shall have the cores to itself
             time.sleep(POLL_S)
 
 
@@ -76,7 +84,9 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def memory_mib(pid: int) -> float:
-    """Memory of a process and all that descend from it, in MiB: the sum of their PSS, where what is shared counts once."""
+    """Memory of a process and all that descend from it, in MiB: the sum of their PSS, where what is shared counts
+    once.
+    """
     total = 0
     for member in tree(pid):
         with contextlib.suppress(OSError):  # one that ended meanwhile
@@ -91,7 +101,11 @@ def wait_until(process: subprocess.Popen[str], log: Path, ready: Callable[[], bo
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
             words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            what = f"ended with exit code {process.returncode}" if process.returncode is not None else f"gave no right answer in {START_TIMEOUT_S} s"
+            what = (
+                f"ended with exit code {process.returncode}"
+                if process.returncode is not None
+                else f"gave no right answer in {START_TIMEOUT_S} s"
+            )
             raise StartError(f"{what}: {words[-1].strip() if words else 'without a word'}")
         time.sleep(POLL_S)
 
@@ -99,7 +113,9 @@ def wait_until(process: subprocess.Popen[str], log: Path, ready: Callable[[], bo
 def answers_right(url: str, picture: bytes, character: str) -> bool:
     """Whether a picture that is sent to `url` is answered with its character."""
     try:
-        response = requests.post(url, data=picture, headers={"Content-Type": "application/octet-stream"}, timeout=REQUEST_TIMEOUT_S)
+        response = requests.post(
+            url, data=picture, headers={"Content-Type": "application/octet-stream"}, timeout=REQUEST_TIMEOUT_S
+        )
         return bool(response.ok and response.json()["character"] == character)
     except (requests.RequestException, ValueError, LookupError, TypeError):
         return False

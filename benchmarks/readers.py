@@ -2,9 +2,9 @@
 
     python -m benchmarks.readers --model MODEL.pt --emnist-root DIR [--pictures 400]
 
-Every reader is given the same PNG files, on one core, and answers one character of 0-9 A-Z; lower case counts as upper case.
-Tesseract 5 (a program of the system) treats each picture as a single character (--psm 10) of a whitelist. Of RapidOCR, the
-PP-OCRv4 models for ONNX Runtime, only the recogniser is used: the picture is the line of text.
+Every reader is given the same PNG files, on one core, and answers one character of 0-9 A-Z; lower case counts as upper
+case. Tesseract 5 (a program of the system) treats each picture as a single character (--psm 10) of a whitelist. Of
+RapidOCR, the PP-OCRv4 models for ONNX Runtime, only the recogniser is used: the picture is the line of text.
 """
 
 from __future__ import annotations
@@ -32,7 +32,18 @@ from training.data import DataError, add_root, load_emnist
 from training.degrade.styles import USERS
 from training.evaluation.robustness import SEED, encode, prepare_all
 
-STYLES = ("enlarged", "jpeg", "box_enlarged", "paper_shadow", "noise", "one_bit", "thin_pen", "marker", "small_or_corner", "canvas_alpha")
+STYLES = (
+    "enlarged",
+    "jpeg",
+    "box_enlarged",
+    "paper_shadow",
+    "noise",
+    "one_bit",
+    "thin_pen",
+    "marker",
+    "small_or_corner",
+    "canvas_alpha",
+)
 PICTURES = 400  # a style
 TESSERACT_TIMEOUT_S = 1200
 WHITELIST = string.digits + string.ascii_letters
@@ -51,7 +62,10 @@ def our_reader(model: Path) -> Reader:
 
     def answer(files: Sequence[bytes]) -> list[str]:
         prepared, refused = prepare_all(files, recognizer.input_size)
-        return ["" if no else read(row, fold).character for row, no in zip(recognizer.probabilities(prepared), refused, strict=True)]
+        return [
+            "" if no else read(row, fold).character
+            for row, no in zip(recognizer.probabilities(prepared), refused, strict=True)
+        ]
 
     return answer
 
@@ -68,7 +82,9 @@ def tesseract_reader() -> Reader:
             listed.write_text("".join(f"{path}\n" for path in paths))
             command = ["tesseract", str(listed), "stdout", "--psm", "10", "-c", f"tessedit_char_whitelist={WHITELIST}"]
             environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TESSERACT_TIMEOUT_S, check=True)
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=environment, timeout=TESSERACT_TIMEOUT_S, check=True
+            )
         pages = done.stdout.split("\f")[: len(files)]
         return [first_character(page) for page in pages] + [""] * (len(files) - len(pages))
 
@@ -94,7 +110,10 @@ def compare(readers: dict[str, Reader], emnist_root: Path, pictures: int) -> str
     images = data.images.numpy()[chosen]
     fold = make_fold(data.classes, DEFAULT_ALPHABET)
     truth = [fold.characters[i] for i in fold.matrix.argmax(axis=1)[data.labels.numpy()[chosen]]]
-    lines = ["| style | n |" + "".join(f" {name} | ms |" for name in readers), "| --- | ---: |" + " ---: | ---: |" * len(readers)]
+    lines = [
+        "| style | n |" + "".join(f" {name} | ms |" for name in readers),
+        "| --- | ---: |" + " ---: | ---: |" * len(readers),
+    ]
     sums = dict.fromkeys(readers, 0.0)
     for number, style in enumerate(STYLES):
         rng = np.random.default_rng([SEED, number])
@@ -115,7 +134,9 @@ def compare(readers: dict[str, Reader], emnist_root: Path, pictures: int) -> str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.readers", description="Compare the model with Tesseract and RapidOCR.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.readers", description="Compare the model with Tesseract and RapidOCR."
+    )
     parser.add_argument("--model", type=Path, default=Path("serving/models/emnist.pt"))
     add_root(parser, "folder that holds EMNIST/raw")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="a style; default: %(default)s")
@@ -129,7 +150,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if shutil.which("tesseract") is None:
             raise DataError("Tesseract is not installed: `apt-get install tesseract-ocr`")
-        readers = {"this project": our_reader(arguments.model), "Tesseract 5": tesseract_reader(), "RapidOCR": rapidocr_reader()}
+        readers = {
+            "this project": our_reader(arguments.model),
+            "Tesseract 5": tesseract_reader(),
+            "RapidOCR": rapidocr_reader(),
+        }
         print(compare(readers, arguments.emnist_root, arguments.pictures))
     except (DataError, ModelError, ImportError, OSError, subprocess.SubprocessError) as error:
         print(f"readers: {error}", file=sys.stderr)

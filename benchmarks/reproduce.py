@@ -1,12 +1,15 @@
-"""Five public systems' recipes beside the flagship, each on that system's own data: test accuracy against minutes of training.
+"""Five public systems' recipes beside the flagship, each on that system's own data: test accuracy against minutes of
+training.
 
-    python -m benchmarks.reproduce --emnist-root DIR [--minutes 20] [--recipes system-a system-e] [--folder runs/reproduce]
+    python -m benchmarks.reproduce --emnist-root DIR [--minutes 20] [--recipes system-a system-e]
+        [--folder runs/reproduce]
 
-A system trains by its recipe until that ends, or for so many minutes; its result is the epoch with the best validation accuracy. The
-flagship gets a third of the minutes which that took, on the very same images and without degraded copies, and its schedule is laid out
-to run down in them: where it ends above the system, it is at least three times as fast. Each is compiled if some steps tell that this
-gains time. Only training counts as time, with compiling from an empty cache and without validation. The test images are read after
-every epoch, for the curves alone. What the folder holds is not run again.
+A system trains by its recipe until that ends, or for so many minutes; its result is the epoch with the best validation
+accuracy. The flagship gets a third of the minutes which that took, on the very same images and without degraded copies,
+and its schedule is laid out to run down in them: where it ends above the system, it is at least three times as fast.
+Each is compiled if some steps tell that this gains time. Only training counts as time, with compiling from an empty
+cache and without validation. The test images are read after every epoch, for the curves alone. What the folder holds is
+not run again.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ class OutOfTime(Exception):
 
 
 class Watch(Reporter):
-    """Reads the test images after every epoch, and stops the clock meanwhile; raises OutOfTime when the minutes are over."""
+    """Reads the test images after every epoch, and stops the clock meanwhile; raises OutOfTime when the minutes are
+    over.
+    """
 
     def __init__(self, run: Run, test: Images, minutes: float) -> None:
         self.run, self.test, self.minutes, self.writer = run, test, minutes, None
@@ -67,7 +72,9 @@ class Watch(Reporter):
     def step(self, state: State, *_: Tensor) -> None:
         self.last = time.perf_counter()
         if self.elapsed() > self.minutes:
-            self.note(state, self.curve[-1]["validation"] if self.curve else 0.0)  # it can be no better than what was chosen before
+            self.note(
+                state, self.curve[-1]["validation"] if self.curve else 0.0
+            )  # it can be no better than what was chosen before
             raise OutOfTime
 
     def epoch(self, state: State, logits: Tensor) -> None:  # noqa: ARG002  the validation part's, which the history holds
@@ -78,8 +85,17 @@ class Watch(Reporter):
     def note(self, state: State, validation: float) -> None:
         said = logits_of(state.average.module, self.test.images, self.run.device).argmax(1)
         test = float((said == self.test.labels).float().mean())
-        self.curve.append({"minutes": self.elapsed(), "epoch": state.step / self.run.steps_per_epoch, "validation": validation, "test": test})
-        log.info("%.1f minutes, epoch %.1f: %.2f %% of the test images", self.elapsed(), self.curve[-1]["epoch"], 100 * test)
+        self.curve.append(
+            {
+                "minutes": self.elapsed(),
+                "epoch": state.step / self.run.steps_per_epoch,
+                "validation": validation,
+                "test": test,
+            }
+        )
+        log.info(
+            "%.1f minutes, epoch %.1f: %.2f %% of the test images", self.elapsed(), self.curve[-1]["epoch"], 100 * test
+        )
 
 
 def settings_of(system: str, flagship: bool) -> Settings:
@@ -93,14 +109,20 @@ def settings_of(system: str, flagship: bool) -> Settings:
 
 
 def fitted(run: Run, minutes: float, flagship: bool) -> Run:
-    """The run, compiled where it does more steps in the time for it; the flagship's with as many epochs as it can do."""
+    """The run, compiled where it does more steps in the time for it; the flagship's with as many epochs as it can
+    do.
+    """
     fits = []
     for choice in ("always", "never") if run.compiles else ("never",):
         trial = replace(run, settings=replace(run.settings, compile=choice))
         first, *others = step_seconds(trial)
         fits.append((max(0.1, (60 * minutes - first) / statistics.median(others) / run.steps_per_epoch), trial))
     epochs, best = max(fits, key=lambda fit: fit[0])
-    return replace(best, settings=replace(best.settings, schedule=replace(run.settings.schedule, epochs=epochs))) if flagship else best
+    return (
+        replace(best, settings=replace(best.settings, schedule=replace(run.settings.schedule, epochs=epochs)))
+        if flagship
+        else best
+    )
 
 
 def step_seconds(run: Run) -> list[float]:
@@ -116,7 +138,9 @@ def step_seconds(run: Run) -> list[float]:
     return seconds
 
 
-def train_one(folder: Path, system: str, minutes: float, root: Path | None, device: torch.device, flagship: bool = False) -> dict[str, Any]:
+def train_one(
+    folder: Path, system: str, minutes: float, root: Path | None, device: torch.device, flagship: bool = False
+) -> dict[str, Any]:
     """Train a system's recipe, or the flagship on its data; returns what table and figure are made of."""
     settings = settings_of(system, flagship)
     splits = load_splits(settings.data, find_data(settings.data, root), settings.model.input_size)
@@ -151,9 +175,13 @@ def train_one(folder: Path, system: str, minutes: float, root: Path | None, devi
 
 
 def plateaued(curve: Sequence[dict[str, float]]) -> bool:
-    """Whether the best validation accuracy of the last third of the time is no better, by PLATEAU, than that of the time before."""
+    """Whether the best validation accuracy of the last third of the time is no better, by PLATEAU, than that of the
+    time before.
+    """
     turn = 2 / 3 * curve[-1]["minutes"]
-    before, after = ([point["validation"] for point in curve if (point["minutes"] > turn) == late] for late in (False, True))
+    before, after = (
+        [point["validation"] for point in curve if (point["minutes"] > turn) == late] for late in (False, True)
+    )
     return bool(before) and max(after) - max(before) < PLATEAU
 
 
@@ -170,8 +198,10 @@ def minutes_to(curve: Sequence[dict[str, float]], accuracy: float) -> float | No
 def table(results: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> str:
     """Markdown, a row a system: its result, and the flagship's on the same data."""
     lines = [
-        "| recipe | classes, images | parameters | multiply-adds | images/s | epochs | minutes | test accuracy | state "
-        "| flagship there | in minutes | as accurate after | times as fast |",
+        (
+            "| recipe | classes, images | parameters | multiply-adds | images/s | epochs | minutes | test accuracy |"
+            " state | flagship there | in minutes | as accurate after | times as fast |"
+        ),
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for name, (own, rival) in results.items():
@@ -179,10 +209,12 @@ def table(results: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> str:
         there = minutes_to(rival["curve"], best["test"])
         faster = f"{best['minutes'] / there:.1f}" if there else "-"
         lines.append(
-            f"| `{name}` | {own['classes']}, {own['images']['train']:,} | {own['parameters']:,} | {own['multiply_adds'] / 1e6:.1f} M "
-            f"| {own['images_per_s']:,.0f} | {own['epochs']:.1f} of {own['epochs_planned']:.0f} | {own['curve'][-1]['minutes']:.1f} "
-            f"| {accuracy(best['test'], own['images']['test'])} | {own['ended']} | {accuracy(theirs['test'], own['images']['test'])} "
-            f"| {rival['curve'][-1]['minutes']:.1f} | {f'{there:.1f} minutes' if there else 'not reached'} | {faster} |"
+            f"| `{name}` | {own['classes']}, {own['images']['train']:,} | {own['parameters']:,} |"
+            f" {own['multiply_adds'] / 1e6:.1f} M | {own['images_per_s']:,.0f} | {own['epochs']:.1f} of"
+            f" {own['epochs_planned']:.0f} | {own['curve'][-1]['minutes']:.1f} |"
+            f" {accuracy(best['test'], own['images']['test'])} | {own['ended']} |"
+            f" {accuracy(theirs['test'], own['images']['test'])} | {rival['curve'][-1]['minutes']:.1f} |"
+            f" {f'{there:.1f} minutes' if there else 'not reached'} | {faster} |"
         )
     return "\n".join(lines)
 
@@ -203,12 +235,18 @@ def kept(folder: Path, system: str, minutes: float, *more: Any) -> dict[str, Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     systems = [name for name in recipe_names() if name != FLAGSHIP]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description="Train public systems' recipes beside the flagship.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduce", description="Train public systems' recipes beside the flagship."
+    )
     add_root(parser, "folder that holds EMNIST/raw and MNIST/raw; default: download")
-    parser.add_argument("--recipes", nargs="+", choices=systems, default=systems, metavar="NAME", help=f"of {', '.join(systems)}")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=systems, default=systems, metavar="NAME", help=f"of {', '.join(systems)}"
+    )
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for each system; default: %(default)s")
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"), help="default: %(default)s")
-    parser.add_argument("--device", choices=DEVICES, default=os.environ.get("TRAIN_DEVICE", "auto"), help="default: %(default)s")
+    parser.add_argument(
+        "--device", choices=DEVICES, default=os.environ.get("TRAIN_DEVICE", "auto"), help="default: %(default)s"
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not arguments.minutes > 0:
@@ -221,7 +259,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             third = SHARE * reached(own["curve"])["minutes"]
             rival = kept(arguments.folder / f"{system}-{FLAGSHIP}", system, third, arguments.emnist_root, device, True)
             results[system] = (own, rival)
-            plots.save(plots.races({name: [one["curve"] for one in both] for name, both in results.items()}), arguments.folder / "races.png")
+            plots.save(
+                plots.races({name: [one["curve"] for one in both] for name, both in results.items()}),
+                arguments.folder / "races.png",
+            )
             (arguments.folder / "races.md").write_text(table(results) + "\n", encoding="utf-8")
     except (Interrupted, KeyboardInterrupt):
         print("reproduce: stopped; the same command goes on with what is not done", file=sys.stderr)

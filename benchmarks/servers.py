@@ -1,11 +1,13 @@
-"""This project's service beside FastAPI, LitServe and BentoML, and beside the limit: the same handler without any service.
+"""This project's service beside FastAPI, LitServe and BentoML, and beside the limit: the same handler without any
+service.
 
     python -m benchmarks.servers [--seconds 8] [--rounds 3] [--only ours FastAPI] [--output build/bench-serving.md]
 
-All have the same model, cores, pictures and load generator, and are tuned over the same grid of worker processes, batch size
-and delay. The generator is wrk (wrk.lua checks every answer), for it shares these cores: locust takes eight times as much of
-them, which would be measured instead of the servers. The best setting of each, by right answers a second of 64 users, is then measured in
-rounds, in each of which every one has its turn: timings vary here, and what is compared should vary together.
+All have the same model, cores, pictures and load generator, and are tuned over the same grid of worker processes, batch
+size and delay. The generator is wrk (wrk.lua checks every answer), for it shares these cores: locust takes eight times
+as much of them, which would be measured instead of the servers. The best setting of each, by right answers a second of
+64 users, is then measured in rounds, in each of which every one has its turn: timings vary here, and what is compared
+should vary together.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ ANSWER_TIMEOUT_S = 35  # longer than every deadline of the service
 OURS, LIMIT, BENTOML = "ours", "the limit", "BentoML"
 NO_DELAY = (BENTOML,)  # chooses its delay by itself
 
-Figures = Mapping[str, float]  # requests, right answers per_second, p50 and p99 in ms, errors (a share), generator_cores
+Figures = Mapping[
+    str, float
+]  # requests, right answers per_second, p50 and p99 in ms, errors (a share), generator_cores
 Measure = Callable[[int, float], Figures]  # of so many users, for so many seconds
 
 
@@ -67,7 +71,9 @@ class Results:
 
     tuning: dict[Setting, float | str] = field(default_factory=dict)
     chosen: Setting | None = None
-    rounds: dict[int, dict[str, float]] = field(default_factory=dict)  # a round's number: figures such as "64 p99", "memory", "start"
+    rounds: dict[int, dict[str, float]] = field(
+        default_factory=dict
+    )  # a round's number: figures such as "64 p99", "memory", "start"
 
 
 @dataclass(frozen=True)
@@ -90,11 +96,21 @@ def command(name: str, setting: Setting, plan: Plan, port: int) -> tuple[list[st
         return service_command(mar, port), {WORKERS_VARIABLE: str(setting.workers)}
     address = ["--host", "127.0.0.1", "--port", str(port)]
     arguments = {
-        "FastAPI": ["uvicorn", "--factory", "benchmarks.peers.fastapi_app:make_app", f"--workers={setting.workers}", "--no-access-log", *address],
+        "FastAPI": [
+            "uvicorn",
+            "--factory",
+            "benchmarks.peers.fastapi_app:make_app",
+            f"--workers={setting.workers}",
+            "--no-access-log",
+            *address,
+        ],
         "LitServe": ["benchmarks.peers.litserve_app", str(port)],
         BENTOML: ["bentoml", "serve", "benchmarks.peers.bentoml_app:Characters", *address],
     }
-    return [str(PEERS_PYTHON), "-m", *arguments[name]], variables | {"BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOME": str(plan.folder / "bentoml")}
+    return [str(PEERS_PYTHON), "-m", *arguments[name]], variables | {
+        "BENTOML_DO_NOT_TRACK": "true",
+        "BENTOML_HOME": str(plan.folder / "bentoml"),
+    }
 
 
 SERVERS = (OURS, "FastAPI", "LitServe", BENTOML)
@@ -126,7 +142,13 @@ def load(url: str, users: int, seconds: float) -> Figures:
     wrk = shutil.which("wrk")
     if not wrk:
         raise StartError("wrk is missing; Debian and Ubuntu have it: apt-get install wrk")
-    command = [wrk, "--threads=1", f"--connections={users}", f"--duration={max(1, round(seconds))}s", f"--timeout={ANSWER_TIMEOUT_S}s"]
+    command = [
+        wrk,
+        "--threads=1",
+        f"--connections={users}",
+        f"--duration={max(1, round(seconds))}s",
+        f"--timeout={ANSWER_TIMEOUT_S}s",
+    ]
     command += [f"--script={SCRIPT}", url, "--", *map(str, sorted(SAMPLES.iterdir()))]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 2 * ANSWER_TIMEOUT_S, check=False)
@@ -162,7 +184,10 @@ def tune(name: str, plan: Plan) -> Results:
                 results.tuning[setting] = contender.measure(MOST, plan.tuning_seconds)["per_second"]
         except StartError as error:
             results.tuning[setting] = str(error)
-        note(f"{name}, {setting.workers} workers, batches of {setting.batch}, {setting.delay_ms} ms: {shown(results.tuning[setting])}")
+        note(
+            f"{name}, {setting.workers} workers, batches of {setting.batch}, {setting.delay_ms} ms:"
+            f" {shown(results.tuning[setting])}"
+        )
     speeds = {setting: speed for setting, speed in results.tuning.items() if isinstance(speed, float)}
     results.chosen = max(speeds, key=speeds.__getitem__) if speeds else None
     return results
@@ -227,7 +252,10 @@ def comparison(everything: Mapping[str, Results]) -> list[str]:
         ratios = [spread(relative(results, everything.get(other))) for other in (LIMIT, OURS)]
         wanted = [f"{users} {p}" for users in USERS for p in ("p50", "p99")] + ["memory", "start"]
         cells = [spread([figures[what] for figures in rounds]) for what in wanted]
-        errors = f"{sum(figures['errors'] for figures in rounds):.0f} of {sum(figures['requests'] for figures in rounds):,.0f}"
+        errors = (
+            f"{sum(figures['errors'] for figures in rounds):.0f} of"
+            f" {sum(figures['requests'] for figures in rounds):,.0f}"
+        )
         generator = "-" if name == LIMIT else spread([figures[f"{MOST} generator_cores"] for figures in rounds])
         speed = spread([figures[f"{MOST} per_second"] for figures in rounds])
         lines.append(line(name, words_of(name, results.chosen), speed, *ratios, *cells, errors, generator))
@@ -238,14 +266,20 @@ def relative(results: Results, other: Results | None) -> list[float]:
     """Answers a second as a share of another contender's, in each round that both have."""
     what = f"{MOST} per_second"
     rounds = other.rounds if other else {}
-    return [figures[what] / rounds[number][what] for number, figures in results.rounds.items() if number in rounds and rounds[number][what]]
+    return [
+        figures[what] / rounds[number][what]
+        for number, figures in results.rounds.items()
+        if number in rounds and rounds[number][what]
+    ]
 
 
 def words_of(name: str, setting: Setting | None) -> str:
     """A setting in a table's cell."""
     if setting is None:
         return "-"
-    delay = "" if setting.batch == 1 or name == LIMIT else ", own delay" if name in NO_DELAY else f", {setting.delay_ms} ms"
+    delay = (
+        "" if setting.batch == 1 or name == LIMIT else ", own delay" if name in NO_DELAY else f", {setting.delay_ms} ms"
+    )
     return f"{setting.workers} x {setting.batch}{delay}"
 
 
@@ -262,10 +296,22 @@ def tuning(everything: Mapping[str, Results]) -> list[str]:
 def report(everything: Mapping[str, Results], plan: Plan) -> str:
     return "\n".join(
         [
-            f"{platform.machine()}, {cores()} cores that the load generator (wrk) shares; medians (smallest to largest) of {plan.rounds} rounds",
-            f"of {plan.seconds:.0f} s for each number of users, the contenders in turn. Memory is the sum of the PSS of all processes, the highest",
-            "after any load; start is from the program's start to its first right answer; errors are all but the right character. The limit is",
-            "the same handler, in as many processes and batches of the same size as ours, with the pictures in memory and no generator beside it.",
+            (
+                f"{platform.machine()}, {cores()} cores that the load generator (wrk) shares; medians (smallest to"
+                f" largest) of {plan.rounds} rounds"
+            ),
+            (
+                f"of {plan.seconds:.0f} s for each number of users, the contenders in turn. Memory is the sum of the"
+                " PSS of all processes, the highest"
+            ),
+            (
+                "after any load; start is from the program's start to its first right answer; errors are all but the"
+                " right character. The limit is"
+            ),
+            (
+                "the same handler, in as many processes and batches of the same size as ours, with the pictures in"
+                " memory and no generator beside it."
+            ),
             f"Ratios are of the same round. Every contender has answered {MOST} users for {WARM_UP_S:.0f} s before.",
             "",
             *comparison(everything),
@@ -282,16 +328,35 @@ def note(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.servers", description="Compare the service with others.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.servers", description="Compare the service with others."
+    )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--output", type=Path, default=Path("build/bench-serving.md"))
-    parser.add_argument("--only", nargs="+", choices=SERVERS, default=SERVERS, metavar="NAME", help=f"of {', '.join(SERVERS)}; the limit always runs")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=SERVERS,
+        default=SERVERS,
+        metavar="NAME",
+        help=f"of {', '.join(SERVERS)}; the limit always runs",
+    )
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement; default: %(default)s")
-    parser.add_argument("--tuning-seconds", type=float, default=TUNING_SECONDS, help="of each setting of the grid; default: %(default)s")
+    parser.add_argument(
+        "--tuning-seconds", type=float, default=TUNING_SECONDS, help="of each setting of the grid; default: %(default)s"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, nargs="+", default=sorted({1, cores()}), help="of the grid; default: 1, and as many as cores")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=sorted({1, cores()}),
+        help="of the grid; default: 1, and as many as cores",
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32], help="of the grid; default: %(default)s")
-    parser.add_argument("--delays", type=int, nargs="+", default=[1, 5], help="of the grid, in ms; default: %(default)s")
+    parser.add_argument(
+        "--delays", type=int, nargs="+", default=[1, 5], help="of the grid, in ms; default: %(default)s"
+    )
     arguments = parser.parse_args(argv)
     grid = tuple(Setting(*values) for values in product(arguments.workers, arguments.batches, arguments.delays))
     began = time.perf_counter()
@@ -299,7 +364,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interruptible(), tempfile.TemporaryDirectory(prefix="bench-serving-") as folder:
             package(arguments.model, Path(folder) / "emnist.mar")
             names = tuple(name for name in SERVERS if name in arguments.only)
-            plan = Plan(arguments.model, Path(folder), names, grid, arguments.seconds, arguments.tuning_seconds, arguments.rounds)
+            plan = Plan(
+                arguments.model,
+                Path(folder),
+                names,
+                grid,
+                arguments.seconds,
+                arguments.tuning_seconds,
+                arguments.rounds,
+            )
             text = report(compare(plan), plan)
     except KeyboardInterrupt:
         note("stopped")

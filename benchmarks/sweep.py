@@ -1,9 +1,10 @@
-"""Tables for benchmarks/README.md: a small grid of workers, batch size and delay, then 1 to 64 users with the setting of the product.
+"""Tables for benchmarks/README.md: a small grid of workers, batch size and delay, then 1 to 64 users with the setting
+of the product.
 
     python benchmarks/sweep.py [--mar build/emnist.mar] [--seconds 20] [--users 1 8 32 64]
 
-Each setting gets a service of its own (`python -m serving.local`) and locust beside it, on the same cores: the tables also
-say how much of a core the generator took. Compare within one run only.
+Each setting gets a service of its own (`python -m serving.local`) and locust beside it, on the same cores: the tables
+also say how much of a core the generator took. Compare within one run only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LOCUSTFILE = "load_tests/locustfile.py"  # below ROOT: locust takes a comma in a path as the start of another
-GRID = [(1, 1, 1), (1, 16, 1), (2, 1, 1), (2, 8, 1), (2, 16, 1), (2, 32, 1), (2, 16, 5)]  # workers, batch size, delay in ms
+GRID = [
+    (1, 1, 1),
+    (1, 16, 1),
+    (2, 1, 1),
+    (2, 8, 1),
+    (2, 16, 1),
+    (2, 32, 1),
+    (2, 16, 5),
+]  # workers, batch size, delay in ms
 GRID_USERS = (1, 32, 128)
 STOP_TIMEOUT_S = 30
 WARM_UP_S = 3
@@ -65,7 +74,9 @@ def service(mar: Path, workers: int | None = None) -> Iterator[str]:
     port = free_port()
     command = service_command(mar, port)
     environment = os.environ | ({WORKERS_VARIABLE: str(workers)} if workers else {})
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             if not process.stdout or not process.stdout.readline():  # it prints a line when it is ready
                 raise SystemExit(f"sweep: the service did not start; try: {' '.join(command)}")
@@ -76,7 +87,9 @@ def service(mar: Path, workers: int | None = None) -> Iterator[str]:
 
 
 def measure(url: str, users: int, seconds: float, warm_up_s: float = WARM_UP_S) -> dict[str, float]:
-    """What locust measured with so many users, as locustfile.py's summary; before it, so many seconds that do not count."""
+    """What locust measured with so many users, as locustfile.py's summary; before it, so many seconds that do not
+    count.
+    """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "summary.json"
         command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "-f", LOCUSTFILE, "--host", url]
@@ -84,7 +97,9 @@ def measure(url: str, users: int, seconds: float, warm_up_s: float = WARM_UP_S) 
             result.unlink(missing_ok=True)
             arguments = [*command, "--users", str(users), "--run-time", f"{duration:.0f}s"]
             environment = os.environ | {"SUMMARY": str(result)}
-            done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds + 60, check=False)
+            done = subprocess.run(
+                arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds + 60, check=False
+            )
             if not result.exists():
                 raise SystemExit(f"sweep: locust did not measure:\n{done.stderr}")
         measured: dict[str, float] = json.loads(result.read_text())
@@ -93,7 +108,14 @@ def measure(url: str, users: int, seconds: float, warm_up_s: float = WARM_UP_S) 
 
 def line(*cells: object) -> str:
     """A line of a Markdown table; small numbers with three digits."""
-    texts = [f"{cell:.0f}" if isinstance(cell, float) and cell >= 100 else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
+    texts = [
+        f"{cell:.0f}"
+        if isinstance(cell, float) and cell >= 100
+        else f"{cell:.3g}"
+        if isinstance(cell, float)
+        else str(cell)
+        for cell in cells
+    ]
     return f"| {' | '.join(texts)} |"
 
 
@@ -108,10 +130,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 32, 64])
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
-    row("workers", "batch size", "delay, ms", *(f"{users} users: {name}" for users in GRID_USERS for name in ("answers/s", "p50, ms", "p99, ms")))
+    row(
+        "workers",
+        "batch size",
+        "delay, ms",
+        *(f"{users} users: {name}" for users in GRID_USERS for name in ("answers/s", "p50, ms", "p99, ms")),
+    )
     row(*["---:"] * (3 + 3 * len(GRID_USERS)))
     for workers, batch, delay in GRID:
-        with tempfile.TemporaryDirectory() as folder, service(with_setting(arguments.mar, Path(folder), batch, delay), workers) as url:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            service(with_setting(arguments.mar, Path(folder), batch, delay), workers) as url,
+        ):
             results = [measure(url, users, arguments.seconds) for users in GRID_USERS]
         row(workers, batch, delay, *(result[name] for result in results for name in ("per_second", "p50", "p99")))
     print()

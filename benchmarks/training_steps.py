@@ -2,8 +2,8 @@
 
     python -m benchmarks.training_steps --recipe flagship --emnist-root DIR [--steps 20] [--rounds 7]
 
-Both are the very network that training calls, compiled where training compiles it, in one process and in turn; validation and
-checkpoints, once an epoch, are left out. Other work on the machine shows in the spread of the rounds.
+Both are the very network that training calls, compiled where training compiles it, in one process and in turn;
+validation and checkpoints, once an epoch, are left out. Other work on the machine shows in the spread of the rounds.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def wait(device: torch.device) -> None:
 
 
 def table(seconds: dict[str, list[float]], batch_size: int) -> str:
-    """One line a work: milliseconds a step (median, least, most), images a second, and that over the bare passes', round by round."""
+    """One line a work: milliseconds a step (median, least, most), images a second, and that over the bare passes',
+    round by round.
+    """
     bare = next(iter(seconds.values()))
     lines = [f"{'':<30}{'ms a step':>12}{'least':>10}{'most':>10}{'images/s':>12}{'of alone':>10}"]
     for name, each in seconds.items():
@@ -99,11 +101,19 @@ def table(seconds: dict[str, list[float]], batch_size: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_steps", description="Time training beside the bare passes of its network.")
-    parser.add_argument("--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training_steps", description="Time training beside the bare passes of its network."
+    )
+    parser.add_argument(
+        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
+    )
     add_root(parser, "folder that holds EMNIST/raw; default: where it was downloaded to")
-    parser.add_argument("--device", choices=DEVICES, default=os.environ.get("TRAIN_DEVICE", "auto"), help="default: %(default)s")
+    parser.add_argument(
+        "--device", choices=DEVICES, default=os.environ.get("TRAIN_DEVICE", "auto"), help="default: %(default)s"
+    )
     parser.add_argument("--steps", type=int, default=20, help="of each work in a round; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     arguments = parser.parse_args(argv)
@@ -115,12 +125,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         splits = load_splits(settings.data, find_data(settings.data, arguments.emnist_root), settings.model.input_size)
         run = Run(settings, splits, Path(), device)
         if run.steps_per_epoch == 0:
-            raise DataError(f"{len(splits.train)} training images do not fill a batch of {settings.schedule.batch_size}; lower schedule.batch_size")
+            raise DataError(
+                f"{len(splits.train)} training images do not fill a batch of {settings.schedule.batch_size}; lower"
+                " schedule.batch_size"
+            )
         needed = arguments.steps * arguments.rounds + WARM_UP_STEPS + 1
         if run.steps < needed:
             epochs = needed / run.steps_per_epoch + 1
-            run = dataclasses.replace(run, settings=dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, epochs=epochs)))
-        print(f"recipe {arguments.recipe}: {run.describe_device()}, torch {torch.__version__}, batches of {settings.schedule.batch_size}")
+            run = dataclasses.replace(
+                run,
+                settings=dataclasses.replace(settings, schedule=dataclasses.replace(settings.schedule, epochs=epochs)),
+            )
+        print(
+            f"recipe {arguments.recipe}: {run.describe_device()}, torch {torch.__version__}, batches of"
+            f" {settings.schedule.batch_size}"
+        )
         print(f"medians of {arguments.rounds} rounds of {arguments.steps} steps\n")
         print(table(time_works(run, arguments.steps, arguments.rounds), settings.schedule.batch_size))
     except (DataError, SettingsError) as error:

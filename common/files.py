@@ -12,7 +12,9 @@ from typing import IO
 
 
 def unique() -> str:
-    """A name that tells whose it is; the random part alone sets it apart, since a pod that was started again has the same host and process."""
+    """A name that tells whose it is; the random part alone sets it apart, since a pod that was started again has the
+    same host and process.
+    """
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
 
 

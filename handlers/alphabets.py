@@ -18,8 +18,8 @@ DIGITS = string.digits
 UPPER = string.ascii_uppercase
 LOWER = string.ascii_lowercase
 
-# Class sets in the order of the label files (Cohen et al. 2017, "EMNIST: an extension of MNIST to handwritten letters").
-# "Merge" leaves out the lower-case letters that look like their capitals: c i j k l m o p s u v w x y z.
+# Class sets in the order of the label files (Cohen et al. 2017, "EMNIST: an extension of MNIST to handwritten
+# letters"). "Merge" leaves out the lower-case letters that look like their capitals: c i j k l m o p s u v w x y z.
 BY_CLASS = DIGITS + UPPER + LOWER  # 62
 BY_MERGE = DIGITS + UPPER + "abdefghnqrt"  # 47
 VIN = "".join(c for c in DIGITS + UPPER if c not in "IOQ")  # 33, ISO 3779
@@ -54,7 +54,8 @@ class Fold:
 def make_fold(classes: Sequence[str], alphabet: str) -> Fold:
     """Build the fold from a model's `classes` to `alphabet`, one of `ALPHABET_NAMES`.
 
-    Characters that the model does not know are left out. Raises UnknownAlphabet if the name is unknown or nothing is left.
+    Characters that the model does not know are left out. Raises UnknownAlphabet if the name is unknown or nothing is
+    left.
     """
     if alphabet == NATIVE_ALPHABET:
         return Fold(alphabet, tuple(classes), np.eye(len(classes)))

@@ -1,4 +1,6 @@
-"""TorchServe's side of the service: rows from its context into `protocol`, replies back. The only file that imports ts."""
+"""TorchServe's side of the service: rows from its context into `protocol`, replies back. The only file that imports
+ts.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class EmnistHandler(BaseHandler):  # type: ignore[misc]  # ts has no types; and 
         gpu = properties.get("gpu_id")
         if wanted == "gpu" and (gpu is None or not torch.cuda.is_available()):
             raise RuntimeError("model-config.yaml asks for deviceType gpu, and no GPU is visible to this worker")
-        logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker prints a line for each batch, which Java reads
+        logging.getLogger().setLevel(
+            logging.WARNING
+        )  # TorchServe's worker prints a line for each batch, which Java reads
         torch.set_num_threads(1)  # the workers are as many as the cores
         cv2.setNumThreads(1)
         model = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]
@@ -41,7 +45,10 @@ class EmnistHandler(BaseHandler):  # type: ignore[misc]  # ts has no types; and 
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch of requests, each with its own status."""
-        headers = [{str(name).lower(): value for name, value in context.get_all_request_header(i).items()} for i in range(len(data))]
+        headers = [
+            {str(name).lower(): value for name, value in context.get_all_request_header(i).items()}
+            for i in range(len(data))
+        ]
         replies = service.answer_rows(self.recognizer, data, headers, self.name, self.observer)
         for index, reply in enumerate(replies):
             context.set_response_status(code=reply.status, idx=index)

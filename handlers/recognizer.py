@@ -1,7 +1,8 @@
 """A trained model behind one call: pictures in, characters with confidences out.
 
 Everything about the model is read from its one file: a TorchScript module that takes uint8 (B, S, S) and returns
-calibrated class probabilities (B, C), with `model.json` (class names, input size, recipe, metrics) among its extra files.
+calibrated class probabilities (B, C), with `model.json` (class names, input size, recipe, metrics) among its extra
+files.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class Recognizer:
             result: npt.NDArray[np.float32] = self._module(batch).cpu().numpy()
         return result
 
-    def predict(self, images: npt.NDArray[np.uint8], alphabet: str = DEFAULT_ALPHABET, top_k: int = DEFAULT_TOP_K) -> list[Prediction]:
+    def predict(
+        self, images: npt.NDArray[np.uint8], alphabet: str = DEFAULT_ALPHABET, top_k: int = DEFAULT_TOP_K
+    ) -> list[Prediction]:
         """Read images uint8 (B, S, S) as characters of `alphabet`; each answer holds `top_k` of them in all."""
         return [read(row, self.fold(alphabet), top_k) for row in self.probabilities(images)]
 
@@ -94,7 +97,9 @@ def checked(meta: Any) -> dict[str, Any]:
 
 
 def read(probabilities: npt.NDArray[np.floating], fold: Fold, top_k: int = DEFAULT_TOP_K) -> Prediction:
-    """One image's class probabilities (C,) as a Prediction in the fold's alphabet; ties go to the character that comes first."""
+    """One image's class probabilities (C,) as a Prediction in the fold's alphabet; ties go to the character that comes
+    first.
+    """
     folded = fold(probabilities)
     order = np.argsort(-folded, kind="stable")[:top_k]
     ranked: Sequence[tuple[str, float]] = [(fold.characters[i], float(folded[i])) for i in order]

@@ -1,8 +1,10 @@
-"""Users who send the sample pictures and check the answers, in a shape of load, with thresholds that end the run with exit code 1.
+"""Users who send the sample pictures and check the answers, in a shape of load, with thresholds that end the run with
+exit code 1.
 
     locust --headless -f load_tests/locustfile.py --host http://127.0.0.1:8080 --users 32 --run-time 60s --shape step
 
-It speaks HTTP only and imports nothing of the project. A picture's right answer is the first character of its file name.
+It speaks HTTP only and imports nothing of the project. A picture's right answer is the first character of its file
+name.
 """
 
 from __future__ import annotations
@@ -35,10 +37,21 @@ _cpu_started = (0.0, 0.0)  # processor and wall-clock seconds at the start
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    parser.add_argument("--shape", choices=SHAPES, default="steady", help="step: a quarter more at a time; spike: a fifth of the users, all, a fifth")
-    parser.add_argument("--pictures", default=str(HERE.parent / "serving" / "samples"), help="folder of pictures, named after their character")
+    parser.add_argument(
+        "--shape",
+        choices=SHAPES,
+        default="steady",
+        help="step: a quarter more at a time; spike: a fifth of the users, all, a fifth",
+    )
+    parser.add_argument(
+        "--pictures",
+        default=str(HERE.parent / "serving" / "samples"),
+        help="folder of pictures, named after their character",
+    )
     parser.add_argument("--path", default="/predictions/emnist", help="where pictures are sent")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds that a user waits between an answer and the next picture")
+    parser.add_argument(
+        "--pause", type=float, default=0.0, help="seconds that a user waits between an answer and the next picture"
+    )
     parser.add_argument("--thresholds", default=str(HERE / "thresholds.yaml"))
 
 
@@ -82,7 +95,11 @@ class Sender(FastHttpUser):
         self.next = (self.next + 1) % len(self.pictures)
         headers = {"Content-Type": "application/octet-stream"}
         with self.client.post(self.path, data=picture, headers=headers, name="answer", catch_response=True) as response:
-            if response.status_code == OVERLOADED and "Retry-After" in response.headers and b'"overloaded"' in (response.content or b""):
+            if (
+                response.status_code == OVERLOADED
+                and "Retry-After" in response.headers
+                and b'"overloaded"' in (response.content or b"")
+            ):
                 response.request_meta["name"] = SHED
                 response.success()
                 return
@@ -110,7 +127,9 @@ def check_options(environment: Any, **_: Any) -> None:
         if not any(Path(options.pictures).iterdir()):
             raise ValueError(f"no picture in {options.pictures}")
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
-        raise SystemExit(f"load test: {options.thresholds}, shape '{options.shape}', pictures {options.pictures}: {error}") from error
+        raise SystemExit(
+            f"load test: {options.thresholds}, shape '{options.shape}', pictures {options.pictures}: {error}"
+        ) from error
 
 
 @events.test_start.add_listener
@@ -120,7 +139,9 @@ def note_cpu(**_: Any) -> None:
 
 
 def summary(environment: Any) -> dict[str, float]:
-    """Right answers a second, percentiles of their times in ms, shares of errors and of shed requests, and the generator's cores."""
+    """Right answers a second, percentiles of their times in ms, shares of errors and of shed requests, and the
+    generator's cores.
+    """
     answers = environment.stats.entries.get(("answer", "POST"))
     shed = environment.stats.entries.get((SHED, "POST"))
     answered = answers.num_requests if answers else 0
@@ -129,8 +150,14 @@ def summary(environment: Any) -> dict[str, float]:
     everything = max(1, answered + shed_count)
     cpu, wall = time.process_time() - _cpu_started[0], time.perf_counter() - _cpu_started[1]
     result = {"requests": answered + shed_count, "per_second": (answered - failed) / wall if wall else 0.0}
-    result |= {f"p{p}": float(answers.get_response_time_percentile(p / 100) or 0) if answers else 0.0 for p in (50, 95, 99)}
-    return result | {"errors": failed / everything, "shed": shed_count / everything, "generator_cores": cpu / wall if wall else 0.0}
+    result |= {
+        f"p{p}": float(answers.get_response_time_percentile(p / 100) or 0) if answers else 0.0 for p in (50, 95, 99)
+    }
+    return result | {
+        "errors": failed / everything,
+        "shed": shed_count / everything,
+        "generator_cores": cpu / wall if wall else 0.0,
+    }
 
 
 @events.quitting.add_listener
@@ -138,7 +165,11 @@ def judge(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     limits = yaml.safe_load(Path(options.thresholds).read_text(encoding="utf-8"))[options.shape]
     measured = summary(environment)
-    print(f"{options.shape}, {options.num_users} users: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()), file=sys.stderr)
+    print(
+        f"{options.shape}, {options.num_users} users: "
+        + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()),
+        file=sys.stderr,
+    )
     broken = [f"{name} {measured[name]:.4g} > {limit}" for name, limit in limits.items() if measured[name] > limit]
     if measured["requests"] == 0:
         broken.append("no request was answered")

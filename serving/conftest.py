@@ -18,12 +18,19 @@ from serving.local import running
 
 @pytest.fixture(scope="session")
 def launch():
-    """A function that starts the batch program as a process of its own, with statements run before it, as to shorten a time limit."""
+    """A function that starts the batch program as a process of its own, with statements run before it, as to shorten a
+    time limit.
+    """
 
     def start(arguments, before="", **options):
         modules = "serving.batch.decoding, serving.batch.scoring, serving.batch.shards"
-        program = f"import runpy, {modules}; {before or 'pass'}; runpy.run_module('serving.batch.__main__', run_name='__main__')"
-        return subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)], stderr=subprocess.PIPE, text=True, **options)
+        program = (
+            f"import runpy, {modules}; {before or 'pass'}; runpy.run_module('serving.batch.__main__',"
+            " run_name='__main__')"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, arguments)], stderr=subprocess.PIPE, text=True, **options
+        )
 
     return start
 

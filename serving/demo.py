@@ -47,7 +47,9 @@ def send_samples(server: Server, samples: Sequence[Path]) -> dict[str, tuple[str
 def score_samples(model: Path) -> dict[str, tuple[str, float]]:
     """Run the batch program over the samples; character and confidence by file name. Raises RuntimeError."""
     command = [sys.executable, "-m", "serving.batch", "--model", str(model), "--input", str(SAMPLES)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", timeout=BATCH_TIMEOUT_S, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, encoding="utf-8", timeout=BATCH_TIMEOUT_S, check=False
+    )
     if done.returncode != 0:
         raise RuntimeError("the batch program failed; what it says is above")
     rows = csv.DictReader(io.StringIO(done.stdout, newline=""))
@@ -55,7 +57,9 @@ def score_samples(model: Path) -> dict[str, tuple[str, float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serving.demo", description="Package, serve, send the samples, score them, compare.")
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.demo", description="Package, serve, send the samples, score them, compare."
+    )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     model = parser.parse_args(argv).model
     samples = sorted(SAMPLES.iterdir())

@@ -57,9 +57,13 @@ LAST_WORDS_S = 1.0  # that a worker's error may come later in the log than Torch
 
 
 class Server:
-    """A running service; made by `running`. Addresses here: `url` for clients, `probes_url` for Prometheus, `web_url` of the page or ""."""
+    """A running service; made by `running`. Addresses here: `url` for clients, `probes_url` for Prometheus, `web_url`
+    of the page or "".
+    """
 
-    def __init__(self, mar: Path, folder: Path, host: str, port: int | None, web_port: int | None, log: IO[bytes]) -> None:
+    def __init__(
+        self, mar: Path, folder: Path, host: str, port: int | None, web_port: int | None, log: IO[bytes]
+    ) -> None:
         version = model_version(mar)
         self.model = mar.stem
         self._folder = folder
@@ -119,10 +123,17 @@ class Server:
         environment |= variables
         # A session of its own: Ctrl-C reaches this program alone, which then stops the server in order.
         process = subprocess.Popen(
-            command, cwd=self._folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=self._folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         self._processes.append(process)
-        self._readers.append(threading.Thread(target=self._keep_log, args=(process,), name=f"log of {name}", daemon=True))
+        self._readers.append(
+            threading.Thread(target=self._keep_log, args=(process,), name=f"log of {name}", daemon=True)
+        )
         self._readers[-1].start()
 
     def _keep_log(self, process: subprocess.Popen[bytes]) -> None:
@@ -170,8 +181,12 @@ class Server:
         return "\n".join(list(self._log_end)[-LOG_LINES_ON_FAILURE:])
 
     def stop(self) -> None:
-        """End the gateway, HAProxy once it has answered what it has, then Java and its workers; what is left after a while is killed."""
-        for process, number in reversed(list(zip(self._processes, (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM), strict=False))):
+        """End the gateway, HAProxy once it has answered what it has, then Java and its workers; what is left after a
+        while is killed.
+        """
+        for process, number in reversed(
+            list(zip(self._processes, (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM), strict=False))
+        ):
             process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_TIMEOUT_S)
@@ -184,7 +199,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(mar: Path, port: int | None = None, host: str = LOOPBACK, log: IO[bytes] | None = None, web_port: int | None = None) -> Iterator[Server]:
+def running(
+    mar: Path, port: int | None = None, host: str = LOOPBACK, log: IO[bytes] | None = None, web_port: int | None = None
+) -> Iterator[Server]:
     """A service of `mar`, READY, on `port` or a free one of the address `host`; stopped at the end, come what may.
 
     With `web_port`, the gateway listens there. What the processes print goes to `log`; without it, its end is kept for
@@ -196,7 +213,9 @@ def running(mar: Path, port: int | None = None, host: str = LOOPBACK, log: IO[by
         if wanted and (wanted == other or not _is_free(wanted)):
             raise ServerError(f"port {wanted} is taken; choose another one: make serve {name}={wanted + 1}")
     with tempfile.TemporaryDirectory(prefix="emnist-") as folder, contextlib.ExitStack() as stack:
-        server = Server(mar, Path(folder), host, port, web_port, log or stack.enter_context(Path(os.devnull).open("wb")))
+        server = Server(
+            mar, Path(folder), host, port, web_port, log or stack.enter_context(Path(os.devnull).open("wb"))
+        )
         try:
             server.wait_until_ready()
             yield server
@@ -243,18 +262,26 @@ def _is_free(port: int) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serving.local", description="Serve a .mar on this machine until Ctrl-C.")
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.local", description="Serve a .mar on this machine until Ctrl-C."
+    )
     parser.add_argument("--mar", type=Path, default=DEFAULT_MAR)
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--web-port", type=int, help="of the drawing page; without it there is no page")
-    parser.add_argument("--host", default=LOOPBACK, help="the address to listen on; 0.0.0.0 for all of this machine; default: %(default)s")
+    parser.add_argument(
+        "--host",
+        default=LOOPBACK,
+        help="the address to listen on; 0.0.0.0 for all of this machine; default: %(default)s",
+    )
     arguments = parser.parse_args(argv)
     os.environ.setdefault("LOG_LEVEL", "info")  # a line for each request
     sample = shlex.quote("@" + os.path.relpath(sorted(SAMPLES.iterdir())[0]))
     try:
         with interruptible():
             print(f"starting the service on port {arguments.port} ...", file=sys.stderr)
-            with running(arguments.mar, arguments.port, arguments.host, sys.stderr.buffer, arguments.web_port) as server:
+            with running(
+                arguments.mar, arguments.port, arguments.host, sys.stderr.buffer, arguments.web_port
+            ) as server:
                 if server.web_url:
                     print(f"the page: {server.web_url}", file=sys.stderr)
                 print("ready; stop with Ctrl-C; in another terminal:", file=sys.stderr)

@@ -26,23 +26,39 @@ DEVICES = ("cpu", "gpu")
 
 
 def package(model: Path, output: Path, device: str = "cpu") -> str:
-    """Write the archive to `output`, whose stem is the model's name on the server, for workers on `device`. Returns the model's version.
+    """Write the archive to `output`, whose stem is the model's name on the server, for workers on `device`. Returns the
+    model's version.
 
     Raises ModelError if `model` is no exported model, RuntimeError if the archiver fails.
     """
     version = Recognizer(model).version
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        stage = Path(folder) / "extra" / "handlers"  # keeps its name in the archive, so imports read the same there and here
+        stage = (
+            Path(folder) / "extra" / "handlers"
+        )  # keeps its name in the archive, so imports read the same there and here
         shutil.copytree(HANDLERS, stage, ignore=shutil.ignore_patterns(ENTRY.name, "tests", "__pycache__"))
         config = Path(folder) / "model-config.yaml"
-        config.write_text((HERE / "service" / config.name).read_text().replace("deviceType: cpu", f"deviceType: {device}"))
-        command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", output.stem, "--version", version]
+        config.write_text(
+            (HERE / "service" / config.name).read_text().replace("deviceType: cpu", f"deviceType: {device}")
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "model_archiver.model_packaging",
+            "--model-name",
+            output.stem,
+            "--version",
+            version,
+        ]
         command += ["--serialized-file", str(model), "--handler", str(ENTRY), "--extra-files", str(stage.parent)]
         command += ["--config-file", str(config), "--export-path", folder]
-        # The archiver empties the folder of the model's name among the temporary files: give it temporary files of its own.
+        # The archiver empties the folder of the model's name among the temporary files: give it temporary files of its
+        # own.
         environment = os.environ | {"TMPDIR": folder}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=ARCHIVER_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=ARCHIVER_TIMEOUT_S, check=False
+        )
         made = Path(folder) / f"{output.stem}.mar"
         if done.returncode != 0 or not made.is_file():
             raise RuntimeError(f"torch-model-archiver failed: {(done.stderr or done.stdout).strip()}")
@@ -51,10 +67,14 @@ def package(model: Path, output: Path, device: str = "cpu") -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serving.package", description="Package an exported model for TorchServe.")
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.package", description="Package an exported model for TorchServe."
+    )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--output", type=Path, default=DEFAULT_MAR)
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="what the workers run on; default: %(default)s")
+    parser.add_argument(
+        "--device", choices=DEVICES, default="cpu", help="what the workers run on; default: %(default)s"
+    )
     arguments = parser.parse_args(argv)
     try:
         version = package(arguments.model, arguments.output, arguments.device)

@@ -1,6 +1,7 @@
 """Random variations of whole batches, on the device where the batch is: no picture is ever handled alone.
 
-Shapes do not depend on the random numbers: else the program would wait for a GPU to tell it how many images were chosen.
+Shapes do not depend on the random numbers: else the program would wait for a GPU to tell it how many images were
+chosen.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ ALL = slice(None)
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers of a batch of `count` images, of which those of `part` are wanted: each image's are the same whoever wants it."""
+    """Random numbers of a batch of `count` images, of which those of `part` are wanted: each image's are the same
+    whoever wants it.
+    """
 
     count: int
     part: slice
@@ -38,7 +41,8 @@ class Draws:
     def chosen(self, share: float) -> Tensor:
         """The places in the whole batch (K,) of share * count images; K is known without a look at the random numbers.
 
-        Where that is no whole number, the last place is at times `count`, which is none: so that the share is right on average.
+        Where that is no whole number, the last place is at times `count`, which is none: so that the share is right on
+        average.
         """
         wanted = share * self.count
         places = torch.rand(self.count, device=self.device).topk(math.ceil(wanted)).indices
@@ -46,7 +50,9 @@ class Draws:
         return places.masked_fill(counted >= wanted, self.count)
 
     def within(self, places: Tensor) -> Tensor:
-        """Places in the whole batch (K,), counted from the part's start; those outside of the part become P, the first behind it."""
+        """Places in the whole batch (K,), counted from the part's start; those outside of the part become P, the first
+        behind it.
+        """
         start, stop, _ = self.part.indices(self.count)
         return (places - start).masked_fill((places < start) | (places >= stop), stop - start)
 
@@ -54,8 +60,8 @@ class Draws:
 def augment(images: Tensor, settings: AugmentSettings, strength: float = 1.0, part: slice = ALL) -> Tensor:
     """Vary images float (B, 1, S, S) in 0..1, light on black; draws from torch's global generator of their device.
 
-    `strength`, 0 to 1, is a factor to all magnitudes and shares; at 0 the images stay as they are. Returns the images of
-    `part` alone, as they would be among all.
+    `strength`, 0 to 1, is a factor to all magnitudes and shares; at 0 the images stay as they are. Returns the images
+    of `part` alone, as they would be among all.
     """
     draws = Draws(len(images), part, images.device)
     images = _strokes(images[part], draws, strength * settings.stroke)
@@ -74,9 +80,18 @@ def _warp(images: Tensor, draws: Draws, settings: AugmentSettings, strength: flo
     angle = draws.uniform(strength * math.radians(settings.rotation))
     shear = draws.uniform(strength * settings.shear)
     scale_x, scale_y = (1 + draws.uniform(strength * settings.scale) for _ in range(2))
-    shift_x, shift_y = (draws.uniform(strength * 2 * settings.shift / size) for _ in range(2))  # in units of the half side
+    shift_x, shift_y = (
+        draws.uniform(strength * 2 * settings.shift / size) for _ in range(2)
+    )  # in units of the half side
     cos, sin = angle.cos(), angle.sin()
-    rows = [cos / scale_x, (shear * cos - sin) / scale_x, shift_x, sin / scale_y, (shear * sin + cos) / scale_y, shift_y]
+    rows = [
+        cos / scale_x,
+        (shear * cos - sin) / scale_x,
+        shift_x,
+        sin / scale_y,
+        (shear * sin + cos) / scale_y,
+        shift_y,
+    ]
     theta = torch.stack(rows, dim=1).view(count, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (B, S, S, 2)
     if settings.elastic > 0:
@@ -87,7 +102,9 @@ def _warp(images: Tensor, draws: Draws, settings: AugmentSettings, strength: flo
 
 
 def _strokes(images: Tensor, draws: Draws, share: float) -> Tensor:
-    """Thin or thicken the strokes of a `share` of the images by part of a pixel: a mix with the 3x3 minimum or maximum."""
+    """Thin or thicken the strokes of a `share` of the images by part of a pixel: a mix with the 3x3 minimum or
+    maximum.
+    """
 
     def vary(part: Tensor) -> Tensor:
         thick = F.max_pool2d(part, 3, stride=1, padding=1)
@@ -109,7 +126,9 @@ def _blur(images: Tensor, draws: Draws, share: float) -> Tensor:
 
 
 def _change(images: Tensor, places: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Images (P, 1, S, S), with those at `places` (K,) changed; a place P is that of a blank image, which is left out again."""
+    """Images (P, 1, S, S), with those at `places` (K,) changed; a place P is that of a blank image, which is left out
+    again.
+    """
     if len(places) == 0:
         return images
     changed = torch.cat([images, images.new_zeros(1, *images.shape[1:])])

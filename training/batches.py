@@ -38,25 +38,34 @@ def material_of(run: Run, copies: Tensor) -> Material:
 
 
 def batches(run: Run, step: int) -> Iterator[Tensor]:
-    """From `step` to the end of the run: where the images of each step's batch stand in the training part, int64 (B,)."""
+    """From `step` to the end of the run: where the images of each step's batch stand in the training part, int64
+    (B,).
+    """
     settings, size = run.settings, run.settings.schedule.batch_size
     order, order_epoch = torch.empty(0), -1
     for number in range(step, run.steps):
         epoch, within = divmod(number, run.steps_per_epoch)
         if epoch != order_epoch:
             generator = torch.Generator().manual_seed(settings.seed * SEED_STRIDE + epoch)
-            order, order_epoch = epoch_order(run.splits.train.labels, settings.data.balance, generator).to(run.device), epoch
+            order, order_epoch = (
+                epoch_order(run.splits.train.labels, settings.data.balance, generator).to(run.device),
+                epoch,
+            )
         places = within * size + torch.arange(size, device=run.device)
         yield order[places % len(order)]  # rounding may leave the order a few images short
 
 
 def make_batch(run: Run, material: Material, index: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """This process's part of the images at `index` (B,), varied, float (P, 1, S, S) in 0..1, and where they stand (P,)."""
+    """This process's part of the images at `index` (B,), varied, float (P, 1, S, S) in 0..1, and where they stand
+    (P,).
+    """
     settings, group = run.settings, run.group
     part = group.part(len(index))
     seed = settings.seed * SEED_STRIDE + step
     torch.manual_seed(seed)  # on every device, for augmentation and dropout
-    batch = pick(material.images, material.copies, index, settings.data.degraded_share).unsqueeze(1).float() / 255  # (B, 1, S, S)
+    batch = (
+        pick(material.images, material.copies, index, settings.data.degraded_share).unsqueeze(1).float() / 255
+    )  # (B, 1, S, S)
     batch = augment(batch, settings.augment, augment_strength(settings.schedule, step, run.steps), part)
     if not group.leads:
         torch.manual_seed(seed + group.rank * RANK_STRIDE)  # for dropout

@@ -50,8 +50,8 @@ class State:
     def average_weights(self, decay: float) -> None:
         """Move the averaged weights towards the present ones: an exponential moving average.
 
-        Its decay grows with the steps, so that it does not remember the first weights. AveragedModel's own update would bring
-        its count to the device in every step, and wait for it to come back.
+        Its decay grows with the steps, so that it does not remember the first weights. AveragedModel's own update would
+        bring its count to the device in every step, and wait for it to come back.
         """
         weight = 1 - min(decay, (1 + self.step) / (10 + self.step)) if self.step else 1.0
         averaged, current = self.average.module.state_dict(), self.model.state_dict()
@@ -77,7 +77,9 @@ class State:
             for model in (self.model, self.average.module):
                 model.load_state_dict(checkpoint["weights"])
         except RuntimeError as error:
-            raise CheckpointError(f"the weights to start from are of another network: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(
+                f"the weights to start from are of another network: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def new_state(settings: Settings, classes: int, device: torch.device) -> State:
@@ -92,7 +94,9 @@ def _optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Opt
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov and settings.momentum > 0)
+        return torch.optim.SGD(
+            groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov and settings.momentum > 0
+        )
     return (torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW)(groups, lr=settings.lr)
 
 

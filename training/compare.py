@@ -1,9 +1,10 @@
-"""Two runs or more side by side: what differs in settings, versions and data, how they ended, and whether that is chance.
+"""Two runs or more side by side: what differs in settings, versions and data, how they ended, and whether that is
+chance.
 
     python -m training.compare runs/a runs/b [...] [--plot build/compare.png]
 
-Each run is held against the first. Where both answered the same test images, the difference is judged by McNemar's exact test
-(McNemar 1947) on the images that only one of them read right; else by the two-proportion z-test.
+Each run is held against the first. Where both answered the same test images, the difference is judged by McNemar's
+exact test (McNemar 1947) on the images that only one of them read right; else by the two-proportion z-test.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Finished:
-    """A run as its folder tells it: `name` is the folder as it was given, `facts` are settings, versions and data by dotted names;
-    `test` is None if it never was tested."""
+    """A run as its folder tells it: `name` is the folder as it was given, `facts` are settings, versions and data by
+    dotted names; `test` is None if it never was tested.
+    """
 
     name: str
     facts: dict[str, str]
@@ -49,7 +51,10 @@ def load_run(folder: Path) -> Finished:
         raise DataError(f"{folder} holds no run of training.train ({error})") from error
     if not isinstance(settings, dict):
         raise DataError(f"{folder / 'settings.yaml'} holds no settings")
-    facts = {"settings": settings, **{key: value for key, value in (starts(folder) or [{}])[-1].items() if key != "time"}}
+    facts = {
+        "settings": settings,
+        **{key: value for key, value in (starts(folder) or [{}])[-1].items() if key != "time"},
+    }
     answers = Answers.load(folder / TEST) if (folder / TEST).exists() else None
     return Finished(folder.as_posix(), flat(facts), history_of(folder), answers)
 
@@ -63,7 +68,9 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def difference(first: Answers, other: Answers) -> tuple[str, float]:
-    """The test that fits two runs' answers, in words, and its two-sided p value: how often chance alone would do as much."""
+    """The test that fits two runs' answers, in words, and its two-sided p value: how often chance alone would do as
+    much.
+    """
     if first.fingerprint == other.fingerprint:  # of classes, labels and images
         only_first, only_other = int((first.right & ~other.right).sum()), int((other.right & ~first.right).sum())
         p = float(binomtest(only_first, only_first + only_other).pvalue) if only_first + only_other else 1.0
@@ -80,7 +87,11 @@ def compare(runs: Sequence[Finished]) -> str:
     keys = dict.fromkeys(key for run in runs for key in run.facts)
     differing = [key for key in keys if len({run.facts.get(key) for run in runs}) > 1]
     rows = [[key, *(run.facts.get(key, MISSING) for run in runs)] for key in differing]
-    lines = [*_table([["what differs", *(run.name for run in runs)], *rows])] if rows else ["settings, versions and data are the same"]
+    lines = (
+        [*_table([["what differs", *(run.name for run in runs)], *rows])]
+        if rows
+        else ["settings, versions and data are the same"]
+    )
     lines += ["", *_table([["how they ended", *(run.name for run in runs)], *_endings(runs)])]
     for run in runs[1:]:
         lines += ["", _verdict(runs[0], run)]

@@ -1,8 +1,8 @@
 """Training in several processes, one a device, as torchrun starts them: who each is, what each does, what all agree on.
 
 Every process holds the data and the network whole, and works on its part of each batch; gradients are averaged over all
-(DistributedDataParallel; Li et al. 2020). Batch norm takes its statistics from the part that a process has, as Goyal et al.
-2017 do (section 2.3), on every device; process 0's running ones are kept.
+(DistributedDataParallel; Li et al. 2020). Batch norm takes its statistics from the part that a process has, as Goyal et
+al. 2017 do (section 2.3), on every device; process 0's running ones are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from training.settings import SettingsError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # by the device; what is agreed on stays on the CPU
-TIMEOUT = timedelta(minutes=30)  # the longest that one waits for another: the first on a machine may make the degraded copies
+TIMEOUT = timedelta(
+    minutes=30
+)  # the longest that one waits for another: the first on a machine may make the degraded copies
 AGREE_STEPS = 10  # between two agreements: each makes the processes wait for one another
 
 
@@ -45,16 +47,24 @@ class Group:
     def part(self, batch_size: int) -> slice:
         """This process's images of a batch. Raises SettingsError if a batch cannot be split evenly."""
         if batch_size % self.size:
-            raise SettingsError(f"schedule.batch_size {batch_size} cannot be split over {self.size} processes; take a multiple of {self.size}")
+            raise SettingsError(
+                f"schedule.batch_size {batch_size} cannot be split over {self.size} processes; take a multiple of"
+                f" {self.size}"
+            )
         share = batch_size // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def device(self, device: torch.device) -> torch.device:
-        """The GPU of this process, where `device` is one. Raises SettingsError if there are fewer GPUs than processes."""
+        """The GPU of this process, where `device` is one. Raises SettingsError if there are fewer GPUs than
+        processes.
+        """
         if self.size == 1 or device.type != "cuda":
             return device
         if self.local_rank >= torch.cuda.device_count():
-            raise SettingsError(f"{torch.cuda.device_count()} GPUs for more processes; lower --nproc-per-node, or train with --device cpu")
+            raise SettingsError(
+                f"{torch.cuda.device_count()} GPUs for more processes; lower --nproc-per-node, or train with"
+                " --device cpu"
+            )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
@@ -83,7 +93,9 @@ class Group:
 
     @contextlib.contextmanager
     def first_on_machine(self) -> Iterator[None]:
-        """The body runs in the first process of each machine, then in its others: what the first leaves on disk they find."""
+        """The body runs in the first process of each machine, then in its others: what the first leaves on disk they
+        find.
+        """
         if self.local_rank > 0:
             self.wait()
         yield
@@ -93,8 +105,9 @@ class Group:
     def _agree_on(self, value: float, combine: Callable[[list[float]], float]) -> float:
         """What `combine` makes of the values of all processes, by rank: the first one asks the others and tells them.
 
-        By send and recv, for which gloo has no thread. Of a collective operation such as all_reduce its thread may hold the tensor
-        a little longer than the call, and needs Python's lock to let it go: a process that ends meanwhile is aborted.
+        By send and recv, for which gloo has no thread. Of a collective operation such as all_reduce its thread may hold
+        the tensor a little longer than the call, and needs Python's lock to let it go: a process that ends meanwhile is
+        aborted.
         """
         number = torch.tensor(value, dtype=torch.float64)  # on the CPU, where nothing waits for a GPU
         if not self.leads:
@@ -133,7 +146,8 @@ def join(device: torch.device) -> Iterator[Group]:
         if not _tells_of_a_peer(error):
             raise
         raise PeerLost(
-            f"another process ended, or does not answer ({str(error).splitlines()[0]}); --resume goes on from the last checkpoint"
+            f"another process ended, or does not answer ({str(error).splitlines()[0]}); --resume goes on from the last"
+            " checkpoint"
         ) from error
     dist.destroy_process_group()
 

@@ -1,4 +1,5 @@
-"""How well a model reads the test images, and these as users' pictures and under corruptions; or a folder of labelled pictures.
+"""How well a model reads the test images, and these as users' pictures and under corruptions; or a folder of labelled
+pictures.
 
 python -m training.evaluate MODEL.pt --emnist-root DIR [--split balanced] [--pictures 1000] [--sheets DIR]
 python -m training.evaluate MODEL.pt --folder DIR [--alphabet alnum] [--sheets DIR]
@@ -28,7 +29,9 @@ RECALL_COLUMNS = 4
 
 
 def evaluate(recognizer: Recognizer, data: Images, pictures: int) -> dict[str, Any]:
-    """Score `data`, whose classes must be the model's, as it is, and `pictures` images of it in every style (0: none)."""
+    """Score `data`, whose classes must be the model's, as it is, and `pictures` images of it in every style (0:
+    none).
+    """
     if recognizer.classes != data.classes:
         raise DataError(f"the model knows {''.join(recognizer.classes)}, the data {''.join(data.classes)}")
     images = data.resized(recognizer.input_size).images.numpy()
@@ -54,19 +57,31 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Score an exported model on an EMNIST test file.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description="Score an exported model on an EMNIST test file."
+    )
     parser.add_argument("model", type=Path, help="the exported emnist.pt")
     add_root(parser, "folder that holds EMNIST/raw")
     parser.add_argument("--split", choices=sorted(CLASSES), default="balanced")
     parser.add_argument(
-        "--pictures", type=int, default=PICTURES, help="images in every style of users' pictures and corruptions; default: %(default)s"
+        "--pictures",
+        type=int,
+        default=PICTURES,
+        help="images in every style of users' pictures and corruptions; default: %(default)s",
     )
-    parser.add_argument("--folder", type=Path, help="score these pictures instead, named 7_x.png or in folders named after characters")
-    parser.add_argument("--alphabet", choices=ALPHABET_NAMES, default=DEFAULT_ALPHABET, help="of --folder; default: %(default)s")
+    parser.add_argument(
+        "--folder", type=Path, help="score these pictures instead, named 7_x.png or in folders named after characters"
+    )
+    parser.add_argument(
+        "--alphabet", choices=ALPHABET_NAMES, default=DEFAULT_ALPHABET, help="of --folder; default: %(default)s"
+    )
     parser.add_argument(
         "--sheets",
         type=Path,
-        help="folder for contact-sheet.png, what the network is given in every style, and errors.png; of --folder: accuracy.png",
+        help=(
+            "folder for contact-sheet.png, what the network is given in every style, and errors.png; of --folder:"
+            " accuracy.png"
+        ),
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     arguments = parser.parse_args(argv)
@@ -82,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             score = score_folder(Recognizer(arguments.model), arguments.folder, arguments.alphabet)
             print(json.dumps(score.to_dict()) if arguments.json else score.table())
             if arguments.sheets:
-                plots.save(plots.accuracy_bars(score.intervals(), f"Accuracy, {score.fraction()}"), arguments.sheets / "accuracy.png")
+                plots.save(
+                    plots.accuracy_bars(score.intervals(), f"Accuracy, {score.fraction()}"),
+                    arguments.sheets / "accuracy.png",
+                )
             return 0
         recognizer, data = Recognizer(arguments.model), load_emnist(arguments.emnist_root, arguments.split, "test")
         result = evaluate(recognizer, data, arguments.pictures)

@@ -54,7 +54,9 @@ class ExportError(Exception):
 
 
 class ExportedModel(nn.Module):
-    """uint8 (B, S, S), light on black -> class probabilities float32 (B, C), divided by one temperature before softmax."""
+    """uint8 (B, S, S), light on black -> class probabilities float32 (B, C), divided by one temperature before
+    softmax.
+    """
 
     def __init__(self, network: nn.Module, temperature: float) -> None:
         super().__init__()
@@ -62,7 +64,9 @@ class ExportedModel(nn.Module):
         self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        batch = (images.unsqueeze(1).to(torch.float32) / 255.0).contiguous(memory_format=torch.channels_last)  # (B, 1, S, S)
+        batch = (images.unsqueeze(1).to(torch.float32) / 255.0).contiguous(
+            memory_format=torch.channels_last
+        )  # (B, 1, S, S)
         logits = self.network(batch)
         return torch.softmax(logits / self.temperature, dim=1)
 
@@ -96,7 +100,9 @@ def export(checkpoint: dict[str, Any], out: Path) -> None:
 
 
 def fuse_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy in which every batch norm that directly follows a convolution, by order of definition, is folded into it."""
+    """A copy in which every batch norm that directly follows a convolution, by order of definition, is folded into
+    it.
+    """
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         children = list(parent.named_children())
@@ -113,8 +119,19 @@ def verify(path: Path, eager: nn.Module, samples: Tensor) -> None:
     with tempfile.TemporaryDirectory() as folder:
         given, answered = Path(folder) / "images.npy", Path(folder) / "probabilities.npz"
         np.save(given, images.numpy())
-        command = [sys.executable, "-I", "-c", _FRESH_PROCESS, str(path.resolve()), str(given), str(answered), *map(str, VERIFY_BATCHES)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=VERIFY_TIMEOUT_S, check=False)
+        command = [
+            sys.executable,
+            "-I",
+            "-c",
+            _FRESH_PROCESS,
+            str(path.resolve()),
+            str(given),
+            str(answered),
+            *map(str, VERIFY_BATCHES),
+        ]
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=VERIFY_TIMEOUT_S, check=False
+        )
         if done.returncode != 0:
             raise ExportError(f"the exported file does not run by itself: {done.stderr.strip().splitlines()[-1]}")
         with np.load(answered) as answers, torch.no_grad():
@@ -125,7 +142,9 @@ def verify(path: Path, eager: nn.Module, samples: Tensor) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.export", description="Export a checkpoint to TorchScript and verify it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.export", description="Export a checkpoint to TorchScript and verify it."
+    )
     parser.add_argument("checkpoint", type=Path, help="runs/NAME/best.pt or last.pt")
     parser.add_argument("out", type=Path, help="the TorchScript file to write")
     arguments = parser.parse_args(argv)

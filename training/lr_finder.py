@@ -2,9 +2,9 @@
 
     python -m training.lr_finder --recipe flagship --emnist-root DIR [--set optimizer.name=adamw] [--plot build/lr.png]
 
-A new network of the recipe is trained for some hundred steps while the learning rate rises exponentially. What is suggested
-is where the smoothed loss falls most steeply over the logarithm of the rate, before its least value: a rate for `optimizer.lr`
-of a schedule that warms up to it. Nothing is kept but the plot.
+A new network of the recipe is trained for some hundred steps while the learning rate rises exponentially. What is
+suggested is where the smoothed loss falls most steeply over the logarithm of the rate, before its least value: a rate
+for `optimizer.lr` of a schedule that warms up to it. Nothing is kept but the plot.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ STEPS = 200
 DIVERGED = 4.0  # times the least loss so far: the sweep ends
 WINDOW = 5  # steps whose mean loss is held against that
 SMOOTHING = 0.04  # of the sweep, the standard deviation of the Gaussian that smooths the losses; it does not shift them
-SKIPPED = 0.1  # of the sweep, at its beginning, whose slopes are those of a new network's first steps and of few batches
+SKIPPED = (
+    0.1  # of the sweep, at its beginning, whose slopes are those of a new network's first steps and of few batches
+)
 NOISE = 2.0  # standard deviations of a batch's loss by which the smoothed one must fall
 FEWEST = 20  # steps without which no slope is to be trusted
 
@@ -47,7 +49,9 @@ class Sweep:
     losses: list[float]
 
     def smooth(self) -> list[float]:
-        smoothed: list[float] = gaussian_filter1d(np.array(self.losses), max(1.0, SMOOTHING * len(self.losses)), mode="nearest").tolist()
+        smoothed: list[float] = gaussian_filter1d(
+            np.array(self.losses), max(1.0, SMOOTHING * len(self.losses)), mode="nearest"
+        ).tolist()
         return smoothed
 
     def suggestion(self) -> float:
@@ -55,26 +59,37 @@ class Sweep:
         smooth, skipped = np.array(self.smooth()), round(SKIPPED * len(self.losses))
         end = skipped + int(smooth[skipped:].argmin()) + 1
         slopes = np.gradient(smooth, np.log(self.rates))[skipped:end]
-        if slopes.min() >= 0 or smooth[skipped] - smooth[end - 1] < NOISE * float(np.std((smooth - self.losses)[skipped:end])):
-            raise DataError("the loss does not fall beyond its noise: sweep other rates (--low, --high), in more --steps or with larger batches")
+        if slopes.min() >= 0 or smooth[skipped] - smooth[end - 1] < NOISE * float(
+            np.std((smooth - self.losses)[skipped:end])
+        ):
+            raise DataError(
+                "the loss does not fall beyond its noise: sweep other rates (--low, --high), in more --steps or with"
+                " larger batches"
+            )
         return self.rates[skipped + int(slopes.argmin())]
 
 
 def sweep(run: Run, low: float, high: float, steps: int) -> Sweep:
-    """Train a network for `steps` steps, or until it diverges, at rates from `low` to `high`, each a constant factor above the last.
+    """Train a network for `steps` steps, or until it diverges, at rates from `low` to `high`, each a constant factor
+    above the last.
 
-    Augmentation, copies, soft labels and the step itself are those of training. Raises DataError where the data fill no batch.
+    Augmentation, copies, soft labels and the step itself are those of training. Raises DataError where the data fill no
+    batch.
     """
     settings, schedule = run.settings, run.settings.schedule
     train = run.splits.train
     if run.steps_per_epoch == 0:
-        raise DataError(f"{len(train)} training images do not fill a batch of {schedule.batch_size}; lower schedule.batch_size")
+        raise DataError(
+            f"{len(train)} training images do not fill a batch of {schedule.batch_size}; lower schedule.batch_size"
+        )
     torch.manual_seed(settings.seed)
     state = new_state(settings, len(train.classes), run.device)
     if settings.start:
         state.start_from(load_checkpoint(Path(settings.start)))
     material = material_of(run, run.degraded_copies())
-    order = epoch_order(train.labels, settings.data.balance, torch.Generator().manual_seed(settings.seed)).to(run.device)
+    order = epoch_order(train.labels, settings.data.balance, torch.Generator().manual_seed(settings.seed)).to(
+        run.device
+    )
     result = Sweep([], [])
     for step in tqdm(range(steps), unit="step"):
         rate = low * (high / low) ** (step / max(1, steps - 1))
@@ -94,9 +109,15 @@ def sweep(run: Run, low: float, high: float, steps: int) -> Sweep:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.lr_finder", description="Suggest a learning rate for a recipe.")
-    parser.add_argument("--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.lr_finder", description="Suggest a learning rate for a recipe."
+    )
+    parser.add_argument(
+        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
+    )
     add_root(parser, "folder that holds EMNIST/raw")
     parser.add_argument("--low", type=float, default=LOWEST, help="default: %(default)s")
     parser.add_argument("--high", type=float, default=HIGHEST, help="default: %(default)s")
@@ -114,14 +135,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_recipe(arguments.recipe, arguments.overrides)
         root = find_data(settings.data, arguments.emnist_root)
-        run = Run(settings, load_splits(settings.data, root, settings.model.input_size), Path(), choose_device(arguments.device))
+        run = Run(
+            settings,
+            load_splits(settings.data, root, settings.model.input_size),
+            Path(),
+            choose_device(arguments.device),
+        )
         found = sweep(run, arguments.low, arguments.high, arguments.steps)
         suggestion = found.suggestion()
         plots.save(plots.learning_rates(found.rates, found.losses, found.smooth(), suggestion), arguments.plot)
     except (CheckpointError, DataError, SettingsError, OSError) as error:
         print(f"lr_finder: {error}", file=sys.stderr)
         return 1
-    print(f"optimizer.lr={suggestion:.2g}: there the smoothed loss falls most steeply over log(rate), before its least value")
+    print(
+        f"optimizer.lr={suggestion:.2g}: there the smoothed loss falls most steeply over log(rate), before its least"
+        " value"
+    )
     print(f"{len(found.rates)} steps from {found.rates[0]:.2g} to {found.rates[-1]:.2g}; plot: {arguments.plot}")
     return 0
 

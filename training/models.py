@@ -33,7 +33,9 @@ class ResidualBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al. 2016, figure 5), the stride in the middle one as torchvision has it."""
+    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al. 2016, figure 5), the stride in the middle one as
+    torchvision has it.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -61,13 +63,19 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 class ResNet(nn.Module):
     """A stem, then residual blocks in stages, each at half the side of the one before, then the mean over the picture.
 
-    With `imagenet_stem` it is torchvision's ResNet for one input channel: ResNet-18, 34 or 50 by `blocks` and `bottleneck`.
+    With `imagenet_stem` it is torchvision's ResNet for one input channel: ResNet-18, 34 or 50 by `blocks` and
+    `bottleneck`.
     """
 
     def __init__(self, classes: int, settings: ModelSettings) -> None:
         super().__init__()
         if settings.imagenet_stem:
-            stem = [nn.Conv2d(1, settings.stem, 7, 2, padding=3, bias=False), nn.BatchNorm2d(settings.stem), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+            stem = [
+                nn.Conv2d(1, settings.stem, 7, 2, padding=3, bias=False),
+                nn.BatchNorm2d(settings.stem),
+                nn.ReLU(),
+                nn.MaxPool2d(3, 2, padding=1),
+            ]
         else:
             stem = [nn.Conv2d(1, settings.stem, 3, padding=1, bias=False), nn.BatchNorm2d(settings.stem), nn.ReLU()]
         self.stem = nn.Sequential(*stem)
@@ -80,7 +88,9 @@ class ResNet(nn.Module):
                 stages.append(block(channels, width * expansion, 2 if halves else 1))
                 channels = width * expansion
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(settings.dropout), nn.Linear(channels, classes))
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(settings.dropout), nn.Linear(channels, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.stages(self.stem(x)))
@@ -88,7 +98,9 @@ class ResNet(nn.Module):
 
 
 class PlainCNN(nn.Module):
-    """Convolutions one after the other, flattened, then linear layers, as the recipe lists them. Raises SettingsError if a picture runs out."""
+    """Convolutions one after the other, flattened, then linear layers, as the recipe lists them. Raises SettingsError
+    if a picture runs out.
+    """
 
     def __init__(self, classes: int, settings: ModelSettings) -> None:
         super().__init__()
@@ -101,7 +113,10 @@ class PlainCNN(nn.Module):
             features += [nn.MaxPool2d(layer.pool)] if layer.pool > 1 else []
             channels, size = layer.width, (size + 2 * layer.padding - layer.kernel + 1) // layer.pool
             if size < 1:
-                raise SettingsError(f"model.convolutions leave nothing of {settings.input_size} pixels; use fewer, smaller kernels or less pooling")
+                raise SettingsError(
+                    f"model.convolutions leave nothing of {settings.input_size} pixels; use fewer, smaller kernels or"
+                    " less pooling"
+                )
         self.features = nn.Sequential(*features)
         head: list[nn.Module] = [nn.Flatten()]
         width = channels * size * size

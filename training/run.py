@@ -1,4 +1,5 @@
-"""A run: what stays the same while it goes on, and what it leaves in its folder: checkpoints, metrics.jsonl, the export.
+"""A run: what stays the same while it goes on, and what it leaves in its folder: checkpoints, metrics.jsonl, the
+export.
 
 last.pt is the newest checkpoint and best.pt the one whose averaged weights have the least validation loss.
 """
@@ -48,7 +49,10 @@ def choose_device(wanted: str) -> torch.device:
         raise SettingsError(f"TRAIN_DEVICE must be one of {', '.join(DEVICES)}, not '{wanted}'")
     seen = torch.cuda.is_available()
     if wanted == "gpu" and not seen:
-        raise SettingsError("a GPU was asked for, and torch sees none: `docker run --gpus all`, the limit nvidia.com/gpu, or --device cpu")
+        raise SettingsError(
+            "a GPU was asked for, and torch sees none: `docker run --gpus all`, the limit nvidia.com/gpu, or"
+            " --device cpu"
+        )
     return torch.device("cuda" if seen and wanted != "cpu" else "cpu")
 
 
@@ -97,12 +101,19 @@ class Run:
         return degraded(self.splits.train, data.degraded_copies, data.validation_seed)
 
     def validation_images(self) -> list[Tensor]:
-        """What a checkpoint is chosen by, uint8 (N, S, S) each: the validation images and, where training has them, a degraded copy."""
+        """What a checkpoint is chosen by, uint8 (N, S, S) each: the validation images and, where training has them, a
+        degraded copy.
+        """
         clean = self.splits.validation
-        return [clean.images, *(degraded(clean, 1, self.settings.data.validation_seed) if self.settings.data.degraded_copies else ())]
+        return [
+            clean.images,
+            *(degraded(clean, 1, self.settings.data.validation_seed) if self.settings.data.degraded_copies else ()),
+        ]
 
     def soft_labels(self) -> Tensor:
-        """What the training images are to be read as: class probabilities float16 (N, C). Raises SettingsError for a teacher that does not fit."""
+        """What the training images are to be read as: class probabilities float16 (N, C). Raises SettingsError for a
+        teacher that does not fit.
+        """
         train, distill = self.splits.train, self.settings.distill
         targets = F.one_hot(train.labels, len(train.classes)).float()
         if distill.teachers:
@@ -113,14 +124,22 @@ class Run:
                 except ModelError as error:
                     raise SettingsError(f"distill.teachers: {error}") from error
                 if teacher.classes != train.classes:
-                    raise SettingsError(f"distill.teachers: {path} knows {''.join(teacher.classes)}, the data {''.join(train.classes)}")
+                    raise SettingsError(
+                        f"distill.teachers: {path} knows {''.join(teacher.classes)}, the data {''.join(train.classes)}"
+                    )
                 log.info("teacher %s, version %s", path, teacher.version)
-                taught += torch.from_numpy(probabilities_of(teacher, train.resized(teacher.input_size).images.numpy())) / len(distill.teachers)
+                taught += torch.from_numpy(
+                    probabilities_of(teacher, train.resized(teacher.input_size).images.numpy())
+                ) / len(distill.teachers)
             targets = torch.lerp(targets, taught, distill.weight)
         return targets.half()
 
     def describe_device(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"CPU, {torch.get_num_threads()} threads"
+        )
         processes = f"{self.group.size} processes, each on " if self.group.size > 1 else ""
         return f"{processes}{name}, {'bfloat16' if self.autocast else 'float32'}{', compiled' if self.compiles else ''}"
 
@@ -137,7 +156,10 @@ class Run:
 
 
 def log_start(run: Run, state: State) -> None:
-    parameters, multiply_adds = count_parameters(state.model), count_multiply_adds(state.model, run.settings.model.input_size)
+    parameters, multiply_adds = (
+        count_parameters(state.model),
+        count_multiply_adds(state.model, run.settings.model.input_size),
+    )
     log.info("%d parameters, %.1f M multiply-adds an image; %s", parameters, multiply_adds / 1e6, run.describe_device())
 
 
@@ -173,19 +195,28 @@ def checkpoint_of(run: Run, state: State, logits: Tensor) -> dict[str, Any]:
         "temperature": temperature,
         "samples": validation.images[:SAMPLES].clone(),
         "metrics": {"validation": measure(probabilities, validation.labels.numpy(), validation.classes)},
-        "run": {"name": run.folder.name, "step": state.step, "steps": run.steps, "seconds": round(state.seconds), "device": run.describe_device()},
+        "run": {
+            "name": run.folder.name,
+            "step": state.step,
+            "steps": run.steps,
+            "seconds": round(state.seconds),
+            "device": run.describe_device(),
+        },
         "data": run.describe_data(),
         "resume": state.to_dict(),
     }
 
 
 def record(run: Run, state: State, logits: Sequence[Tensor], loss: float, images_per_s: float) -> None:
-    """Note an epoch's numbers in metrics.jsonl, and keep it as best.pt if its averaged weights have the least validation loss.
+    """Note an epoch's numbers in metrics.jsonl, and keep it as best.pt if its averaged weights have the least
+    validation loss.
 
     `logits` (N, C) are the averaged model's on each of `run.validation_images()`, the clean ones first.
     """
     labels = run.splits.validation.labels
-    losses = [float(F.cross_entropy(part / fit_temperature(part, labels), labels)) for part in logits]  # as it would be exported
+    losses = [
+        float(F.cross_entropy(part / fit_temperature(part, labels), labels)) for part in logits
+    ]  # as it would be exported
     accuracies = [float((part.argmax(1) == labels).float().mean()) for part in logits]
     validation_loss = sum(losses) / len(losses)
     better = validation_loss < state.best
@@ -194,17 +225,30 @@ def record(run: Run, state: State, logits: Sequence[Tensor], loss: float, images
     if len(logits) > 1:
         line["degraded_accuracy"] = accuracies[1]
     f1 = answers_of(run, logits[0]).f1()
-    line |= {"validation_f1_weighted": f1["weighted"], "validation_f1_macro": f1["macro"], "lr": state.optimizer.param_groups[0]["lr"]}
+    line |= {
+        "validation_f1_weighted": f1["weighted"],
+        "validation_f1_macro": f1["macro"],
+        "lr": state.optimizer.param_groups[0]["lr"],
+    }
     state.history.append(line | {"images_per_s": images_per_s, "seconds": state.seconds})
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in state.history))
     read = ", ".join(f"{100 * accuracy:.2f} %" for accuracy in accuracies)
-    log.info("step %d: loss %.3f, validation loss %.4f, accuracy %s, %.0f images/s", state.step, loss, validation_loss, read, images_per_s)
+    log.info(
+        "step %d: loss %.3f, validation loss %.4f, accuracy %s, %.0f images/s",
+        state.step,
+        loss,
+        validation_loss,
+        read,
+        images_per_s,
+    )
     if better:
         save_checkpoint(checkpoint_of(run, state, logits[0]), run.folder / "best.pt")
 
 
 def finish(run: Run) -> None:
-    """Report the best checkpoint on the test images, once; export it, with its figures, and write its model card with its two sheets."""
+    """Report the best checkpoint on the test images, once; export it, with its figures, and write its model card with
+    its two sheets.
+    """
     checkpoint = load_checkpoint(run.folder / "best.pt")
     exported = run.folder / "emnist.pt"
     export(checkpoint, exported)  # what is reported is what is exported; then again, with the report in it
@@ -216,7 +260,9 @@ def finish(run: Run) -> None:
     contact_sheet(recognizer, run.splits.test, run.folder / "contact-sheet.png")
     error_sheet(recognizer, run.splits.test, run.folder / "errors.png")
     test = run.splits.test
-    answers = Answers(probabilities_of(recognizer, test.images.numpy()), test.labels.numpy(), test.classes, test.fingerprint())
+    answers = Answers(
+        probabilities_of(recognizer, test.images.numpy()), test.labels.numpy(), test.classes, test.fingerprint()
+    )
     answers.save(run.folder / report.TEST)
     report.write(run.folder)
     print(table(checkpoint["metrics"]["test"]))

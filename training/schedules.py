@@ -1,4 +1,5 @@
-"""The learning rate of every step, and whether to stop early: functions of the step and of the validation losses so far.
+"""The learning rate of every step, and whether to stop early: functions of the step and of the validation losses so
+far.
 
 As nothing else is remembered, a resumed run goes on with the rates of an uninterrupted one.
 """
@@ -17,8 +18,12 @@ from training.settings import ScheduleSettings
 START, END = 1 / 25, 1e-4  # one-cycle: the first rate as a share of the peak, and the last as a share of the first
 
 
-def learning_rate(schedule: ScheduleSettings, peak: float, step: int, steps: int, losses: Sequence[float] = ()) -> float:
-    """The rate of `step`, 0 to `steps` - 1, after the validation `losses` of the epochs before it, which "plateau" alone looks at."""
+def learning_rate(
+    schedule: ScheduleSettings, peak: float, step: int, steps: int, losses: Sequence[float] = ()
+) -> float:
+    """The rate of `step`, 0 to `steps` - 1, after the validation `losses` of the epochs before it, which "plateau"
+    alone looks at.
+    """
     if schedule.name == "cosine":
         return _cosine(schedule.warmup, peak, step, steps)
     if schedule.name == "one-cycle":
@@ -38,7 +43,9 @@ def _cosine(warmup: float, peak: float, step: int, steps: int) -> float:
 
 
 def _one_cycle(warmup: float, peak: float, step: int, steps: int) -> float:
-    """Half cosines up to `peak` and down again (Smith & Topin 2018), as torch's OneCycleLR has them; momentum stays as it is."""
+    """Half cosines up to `peak` and down again (Smith & Topin 2018), as torch's OneCycleLR has them; momentum stays as
+    it is.
+    """
     top = warmup * steps - 1
     if step <= top:
         return peak * (1 - (1 - START) * _fall(step / top if top > 0 else 1.0))
@@ -51,9 +58,13 @@ def _fall(share: float) -> float:
 
 
 def _plateau(schedule: ScheduleSettings, peak: float, losses: Sequence[float]) -> float:
-    """Lowered whenever the loss has not fallen by a ten-thousandth for more than `plateau_patience` epochs: torch's ReduceLROnPlateau."""
+    """Lowered whenever the loss has not fallen by a ten-thousandth for more than `plateau_patience` epochs: torch's
+    ReduceLROnPlateau.
+    """
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
-    scheduler = ReduceLROnPlateau(optimizer, factor=schedule.plateau_factor, patience=schedule.plateau_patience, min_lr=schedule.plateau_lr)
+    scheduler = ReduceLROnPlateau(
+        optimizer, factor=schedule.plateau_factor, patience=schedule.plateau_patience, min_lr=schedule.plateau_lr
+    )
     for loss in losses:
         scheduler.step(loss)
     return float(optimizer.param_groups[0]["lr"])

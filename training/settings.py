@@ -1,6 +1,7 @@
 """A run's settings: one frozen dataclass, filled from a YAML recipe and `--set section.field=value`.
 
-Whatever does not fit is refused with a `SettingsError` that names the field, what is expected, and the nearest known name.
+Whatever does not fit is refused with a `SettingsError` that names the field, what is expected, and the nearest known
+name.
 """
 
 from __future__ import annotations
@@ -36,15 +37,23 @@ class DataSettings:
     source: Source = "emnist"  # the form that the pictures come in: training/data/
     path: str = ""  # their folder; empty: EMNIST_ROOT
     classes: str = ""  # these characters alone, in EMNIST's order, or digits, cap_letters or low_letters; empty: all
-    limit: Annotated[int, Field(ge=0)] = 0  # at most so many images a class, of training and of test, chosen by validation_seed; 0: all
+    limit: Annotated[int, Field(ge=0)] = (
+        0  # at most so many images a class, of training and of test, chosen by validation_seed; 0: all
+    )
     train_split: Split = "bymerge"  # the EMNIST split whose `train` file is trained on
     test_split: Split = "balanced"  # the EMNIST split, of the same classes, whose `test` file is reported
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of each class, held out where the source has no test part of its own
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = (
+        0.15  # of each class, held out where the source has no test part of its own
+    )
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of each class of the training file, held out
     validation_limit: Annotated[int, Field(ge=1)] = 100  # at most so many images a class
     validation_seed: Annotated[int, Field(ge=0)] = 0  # the same images are held out whatever the run's own seed
-    balance: Share = 1.0  # 0: classes as frequent as in the file; 1: each equally often; between: class size ** (1 - balance)
-    test_pictures: Annotated[int, Field(ge=0)] = 1000  # test images that are reported on in every style of training.evaluation.robustness
+    balance: Share = (
+        1.0  # 0: classes as frequent as in the file; 1: each equally often; between: class size ** (1 - balance)
+    )
+    test_pictures: Annotated[int, Field(ge=0)] = (
+        1000  # test images that are reported on in every style of training.evaluation.robustness
+    )
     degraded_copies: Annotated[int, Field(ge=0)] = 0  # of every training image, made by training.pool
     degraded_share: Share = 0.5  # of the images of a batch, where there are copies
 
@@ -74,8 +83,14 @@ class ModelSettings:
     name: Literal["resnet", "plain"] = "resnet"  # a key of training.models.MODELS
     input_size: Count = 28  # pixels a side of the images, which are brought to it when they are loaded
     stem: Count = 32  # resnet: channels of the first convolution
-    imagenet_stem: bool = False  # resnet: 7x7 with stride 2 and a max pooling, and no stride in the first stage; else 3x3 at full size
-    widths: tuple[Count, ...] = (64, 112, 224)  # resnet: channels of the stages, each at half the side of the one before
+    imagenet_stem: bool = (
+        False  # resnet: 7x7 with stride 2 and a max pooling, and no stride in the first stage; else 3x3 at full size
+    )
+    widths: tuple[Count, ...] = (
+        64,
+        112,
+        224,
+    )  # resnet: channels of the stages, each at half the side of the one before
     blocks: tuple[Count, ...] = ()  # resnet: residual blocks in each stage; empty: one
     bottleneck: bool = False  # resnet: blocks of 1x1, 3x3 and 1x1 that give four times the stage's channels
     dropout: Dropout = 0.0  # resnet: before the last layer
@@ -93,26 +108,39 @@ class OptimizerSettings:
     lr: Positive = 0.15  # the peak of the schedule
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
     nesterov: bool = True  # sgd only
-    weight_decay: NotNegative = 5e-4  # not on biases and batch norm; adam adds it to the gradient, adamw takes it from the weights
+    weight_decay: NotNegative = (
+        5e-4  # not on biases and batch norm; adam adds it to the gradient, adamw takes it from the weights
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class ScheduleSettings:
-    """How long to train, and the learning rate by training.schedules. Validation losses are those that checkpoints are chosen by."""
+    """How long to train, and the learning rate by training.schedules. Validation losses are those that checkpoints are
+    chosen by.
+    """
 
     epochs: Positive = 16.0  # one epoch is as many images as the training part has
-    patience: Annotated[int, Field(ge=0)] = 0  # stop after so many epochs in a row without a lower validation loss; 0: never
+    patience: Annotated[int, Field(ge=0)] = (
+        0  # stop after so many epochs in a row without a lower validation loss; 0: never
+    )
     batch_size: Annotated[int, Field(ge=2)] = 256
     name: Literal["cosine", "one-cycle", "step", "plateau", "constant"] = "cosine"
     warmup: Share = 0.15  # cosine, one-cycle: share of the steps in which lr rises
     milestones: tuple[Positive, ...] = ()  # step: epochs at which lr changes, rising
     factors: tuple[Positive, ...] = ()  # step: from each milestone on, lr is this times the peak
-    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1  # plateau: lr times this, when the validation loss has stopped falling
-    plateau_patience: Annotated[int, Field(ge=0)] = 3  # plateau: epochs without a lower validation loss that are let pass
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = (
+        0.1  # plateau: lr times this, when the validation loss has stopped falling
+    )
+    plateau_patience: Annotated[int, Field(ge=0)] = (
+        3  # plateau: epochs without a lower validation loss that are let pass
+    )
     plateau_lr: NotNegative = 0.0  # plateau: the lowest lr
-    fade: Share = 0.04  # share of the steps, at the end, over which augmentation fades out, for it hides fine differences; longer overfits
+    # share of the steps, at the end, over which augmentation fades out, for it hides fine differences; longer overfits
+    fade: Share = 0.04
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay a step of the averaged weights, which are validated and exported; 0: no average
+    ema: Annotated[float, Field(ge=0, lt=1)] = (
+        0.999  # decay a step of the averaged weights, which are validated and exported; 0: no average
+    )
 
     def __post_init__(self) -> None:
         if len(self.milestones) != len(self.factors) or list(self.milestones) != sorted(set(self.milestones)):
@@ -123,7 +151,9 @@ class ScheduleSettings:
 class DistillSettings:
     """Soft labels from trained models (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network")."""
 
-    teachers: tuple[str, ...] = ()  # exported models of the same classes; their probabilities for the clean image are averaged
+    teachers: tuple[
+        str, ...
+    ] = ()  # exported models of the same classes; their probabilities for the clean image are averaged
     weight: Share = 0.7  # of the soft labels; the rest is the label itself
 
 
@@ -145,7 +175,9 @@ class ReportSettings:
     """What a run writes for TensorBoard while it goes on; 0 is never. The report at the end is always written."""
 
     scalars: Annotated[int, Field(ge=0)] = 50  # steps between two notes of loss, accuracy, learning rate and throughput
-    figures: Annotated[int, Field(ge=0)] = 10  # epochs between two sets of samples, confusion matrix, bars and ROC curves, which take seconds
+    figures: Annotated[int, Field(ge=0)] = (
+        10  # epochs between two sets of samples, confusion matrix, bars and ROC curves, which take seconds
+    )
     graph: bool = True  # the network's graph, once
 
 
@@ -174,10 +206,14 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Settings:
-    """Read a recipe by its name in training/recipes/, or by a path that ends in .yaml, then apply `a.b=value` overrides."""
+    """Read a recipe by its name in training/recipes/, or by a path that ends in .yaml, then apply `a.b=value`
+    overrides.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
-        raise SettingsError(f"no recipe '{name}'{_nearest(name, recipe_names())}; there are: {', '.join(recipe_names())}")
+        raise SettingsError(
+            f"no recipe '{name}'{_nearest(name, recipe_names())}; there are: {', '.join(recipe_names())}"
+        )
     try:
         tree = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
@@ -243,5 +279,7 @@ def _field_names(cls: Any, prefix: str = "") -> list[str]:
 def _nearest(name: str, known: list[str]) -> str:
     """The known name nearest to `name`, by the whole or by its last part, as the end of an error message."""
     by_leaf = {k.rsplit(".", 1)[-1]: k for k in known}
-    near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name.rsplit(".", 1)[-1], by_leaf, n=1)
+    near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
+        name.rsplit(".", 1)[-1], by_leaf, n=1
+    )
     return f"; did you mean '{by_leaf.get(near[0], near[0])}'?" if near else ""

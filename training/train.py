@@ -49,14 +49,18 @@ class Interrupted(Exception):
 
 
 def train(run: Run, resume: bool = False, reporter: Reporter | None = None) -> None:
-    """Train; leaves last.pt, best.pt and metrics.jsonl in the run's folder. Raises Interrupted once Ctrl-C has been obeyed.
+    """Train; leaves last.pt, best.pt and metrics.jsonl in the run's folder. Raises Interrupted once Ctrl-C has been
+    obeyed.
 
     `reporter` is told of steps and epochs in place of the run's own.
     """
     settings, schedule, group = run.settings, run.settings.schedule, run.group
     group.part(schedule.batch_size)  # refuses a batch that cannot be split
     if run.steps_per_epoch == 0:
-        raise DataError(f"{len(run.splits.train)} training images do not fill a batch of {schedule.batch_size}; lower schedule.batch_size")
+        raise DataError(
+            f"{len(run.splits.train)} training images do not fill a batch of {schedule.batch_size}; lower"
+            " schedule.batch_size"
+        )
     torch.manual_seed(settings.seed)
     state = new_state(settings, len(run.splits.train.classes), run.device)
     if resume:
@@ -71,9 +75,16 @@ def train(run: Run, resume: bool = False, reporter: Reporter | None = None) -> N
     forward = group.share_gradients(compiled(run, state.model))
     first, started = state.step, time.perf_counter()
     total, done = run.steps * schedule.batch_size, state.step * schedule.batch_size
-    bar = tqdm(total=total, initial=done, unit="img", unit_scale=True, smoothing=0.02, mininterval=1.0, disable=not group.leads)
+    bar = tqdm(
+        total=total, initial=done, unit="img", unit_scale=True, smoothing=0.02, mininterval=1.0, disable=not group.leads
+    )
     reporter = reporter or Reporter(run, state)
-    with bar, contextlib.closing(reporter), catch_interrupt(alone=group.size == 1) as interrupted, logging_redirect_tqdm():
+    with (
+        bar,
+        contextlib.closing(reporter),
+        catch_interrupt(alone=group.size == 1) as interrupted,
+        logging_redirect_tqdm(),
+    ):
         for index in batches(run, state.step):
             if stops(schedule, state.losses):
                 log.info("stopped early: no lower validation loss in %d epochs", schedule.patience)
@@ -86,7 +97,9 @@ def train(run: Run, resume: bool = False, reporter: Reporter | None = None) -> N
             bar.update(schedule.batch_size)
             if state.step % REPORT_STEPS == 0 or state.step == run.steps:
                 accuracy = float((logits.argmax(1) == labels).float().mean())
-                bar.set_postfix(epoch=f"{state.step / run.steps_per_epoch:.1f}", loss=f"{float(loss):.3f}", acc=f"{accuracy:.3f}")
+                bar.set_postfix(
+                    epoch=f"{state.step / run.steps_per_epoch:.1f}", loss=f"{float(loss):.3f}", acc=f"{accuracy:.3f}"
+                )
             at_end_of_epoch = state.step % run.steps_per_epoch == 0 or state.step == run.steps
             stop = group.agree(interrupted(), state.step)
             if at_end_of_epoch or stop:
@@ -109,8 +122,12 @@ def compiled(run: Run, model: nn.Module) -> nn.Module:
     return cast(nn.Module, torch.compile(model)) if run.compiles else model
 
 
-def keep(run: Run, state: State, validation: Sequence[Tensor], reporter: Reporter | None, loss: float, images_per_s: float) -> None:
-    """Validate on uint8 images (N, S, S) and write last.pt; with a reporter, at the end of an epoch, also note its figures."""
+def keep(
+    run: Run, state: State, validation: Sequence[Tensor], reporter: Reporter | None, loss: float, images_per_s: float
+) -> None:
+    """Validate on uint8 images (N, S, S) and write last.pt; with a reporter, at the end of an epoch, also note its
+    figures.
+    """
     checks = [logits_of(state.average.module, part, run.device) for part in validation]
     if reporter:
         record(run, state, checks, loss, images_per_s)
@@ -125,8 +142,12 @@ def share_losses(group: Group, state: State) -> None:
         state.history.append({"validation_loss": loss})
 
 
-def train_step(run: Run, state: State, forward: Callable[[Tensor], Tensor], batch: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimiser step towards class probabilities `targets` (B, C); returns the loss and the logits (B, C), still on the device."""
+def train_step(
+    run: Run, state: State, forward: Callable[[Tensor], Tensor], batch: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One optimiser step towards class probabilities `targets` (B, C); returns the loss and the logits (B, C), still on
+    the device.
+    """
     state.model.train()
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.autocast):
         logits = forward(batch.contiguous(memory_format=torch.channels_last))
@@ -166,9 +187,11 @@ def catch_interrupt(alone: bool = True) -> Iterator[Callable[[], bool]]:
 
 
 def prepare(folder: Path, recipe: str, overrides: Sequence[str], resume: bool, go_on: bool) -> tuple[Settings, bool]:
-    """The settings to run with, and whether to resume. Raises SettingsError where a run would overwrite another or change in the middle.
+    """The settings to run with, and whether to resume. Raises SettingsError where a run would overwrite another or
+    change in the middle.
 
-    `resume` is for a run that is there, with its own settings; `go_on` for one that may be there and was started in the same way.
+    `resume` is for a run that is there, with its own settings; `go_on` for one that may be there and was started in the
+    same way.
     """
     if resume:
         if overrides:
@@ -177,28 +200,52 @@ def prepare(folder: Path, recipe: str, overrides: Sequence[str], resume: bool, g
     settings = load_recipe(recipe, overrides)
     there = (folder / "last.pt").exists()
     if there and not go_on:
-        raise SettingsError(f"{folder} holds a run already: go on with --resume, choose another --name, or delete the folder")
+        raise SettingsError(
+            f"{folder} holds a run already: go on with --resume, choose another --name, or delete the folder"
+        )
     if there and (changed := differences(from_dict(load_checkpoint(folder / "last.pt")["settings"]), settings)):
-        raise SettingsError(f"{folder} holds a run with other settings ({'; '.join(changed)}): choose another --name, or delete the folder")
+        raise SettingsError(
+            f"{folder} holds a run with other settings ({'; '.join(changed)}): choose another --name, or delete the"
+            " folder"
+        )
     return settings, there
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.train", description="Train a recipe, evaluate it and export it.")
-    parser.add_argument("--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description="Train a recipe, evaluate it and export it."
+    )
+    parser.add_argument(
+        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
+    )
     add_root(parser, "folder of the data, such as that of EMNIST/raw; default: download once")
-    parser.add_argument("--download", action="store_true", help="download EMNIST or MNIST into --emnist-root if it is not there")
+    parser.add_argument(
+        "--download", action="store_true", help="download EMNIST or MNIST into --emnist-root if it is not there"
+    )
     parser.add_argument("--name", help="the run's folder in --runs; default: the recipe's name")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: %(default)s")
-    parser.add_argument("--device", choices=DEVICES, default=os.environ.get("TRAIN_DEVICE", "auto"), help="gpu: refuse without one; default: auto")
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default=os.environ.get("TRAIN_DEVICE", "auto"),
+        help="gpu: refuse without one; default: auto",
+    )
     going_on = parser.add_mutually_exclusive_group()
-    going_on.add_argument("--resume", action="store_true", help="go on with the run of that name, with its own settings")
     going_on.add_argument(
-        "--go-on", action="store_true", help="go on with the run of that name if there is one, and its settings are these; else start it"
+        "--resume", action="store_true", help="go on with the run of that name, with its own settings"
+    )
+    going_on.add_argument(
+        "--go-on",
+        action="store_true",
+        help="go on with the run of that name if there is one, and its settings are these; else start it",
     )
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, format="%(message)s")
+    logging.basicConfig(
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, format="%(message)s"
+    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # while it trains, the run is saved first
     folder = arguments.runs / (arguments.name or Path(arguments.recipe).stem)
     try:
@@ -206,7 +253,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings, resume = prepare(folder, arguments.recipe, arguments.overrides, arguments.resume, arguments.go_on)
         with join(device) as group:
             with group.first_on_machine():
-                splits = load_splits(settings.data, find_data(settings.data, arguments.emnist_root, arguments.download), settings.model.input_size)
+                splits = load_splits(
+                    settings.data,
+                    find_data(settings.data, arguments.emnist_root, arguments.download),
+                    settings.model.input_size,
+                )
             run = Run(settings, splits, folder, group.device(device), group)
             if group.leads:
                 folder.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
     bentoml serve benchmarks.peers.bentoml_app:Characters
 
-The descriptors of input and output are our own, so that a picture is the request's body and each answer has its own status:
-BentoML's would wrap every request into a JSON list, and give every answer status 200.
+The descriptors of input and output are our own, so that a picture is the request's body and each answer has its own
+status: BentoML's would wrap every request into a JSON list, and give every answer status 200.
 """
 
 import bentoml
@@ -34,12 +34,23 @@ class Answers(bentoml.IODescriptor):
         return Response(obj[0].body, obj[0].status, media_type="application/json")
 
 
-@bentoml.service(workers=SETTING.workers, traffic={"timeout": TIMEOUT_S}, logging={"access": {"enabled": False}}, metrics={"enabled": False})
+@bentoml.service(
+    workers=SETTING.workers,
+    traffic={"timeout": TIMEOUT_S},
+    logging={"access": {"enabled": False}},
+    metrics={"enabled": False},
+)
 class Characters:
     def __init__(self) -> None:
         self.recognizer = load_model(SETTING.batch)
 
     # Batches of one are no batches to BentoML.
-    @bentoml.api(route=PATH, input_spec=Pictures, output_spec=Answers, batchable=SETTING.batch > 1, max_batch_size=max(2, SETTING.batch))
+    @bentoml.api(
+        route=PATH,
+        input_spec=Pictures,
+        output_spec=Answers,
+        batchable=SETTING.batch > 1,
+        max_batch_size=max(2, SETTING.batch),
+    )
     def predict(self, pictures: list[bytes]) -> list[Reply]:
         return answer_rows(self.recognizer, [{"body": picture} for picture in pictures])

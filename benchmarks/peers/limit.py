@@ -1,9 +1,10 @@
-"""The limit: the same handler, from a picture's bytes to its JSON, in processes that have the pictures already; no HTTP, no queue.
+"""The limit: the same handler, from a picture's bytes to its JSON, in processes that have the pictures already; no
+HTTP, no queue.
 
-    python -m benchmarks.peers.limit PICTURES    # one line a measurement: {"users": 64, "seconds": 8} in, its figures out
+    python -m benchmarks.peers.limit PICTURES   # a line a measurement: {"users": 64, "seconds": 8} in, its figures out
 
-The users' pictures are dealt to the worker processes; each answers its share again and again, in batches as large as there
-are. A user's time is that from the beginning of a share to the end of his batch.
+The users' pictures are dealt to the worker processes; each answers its share again and again, in batches as large as
+there are. A user's time is that from the beginning of a share to the end of his batch.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ from handlers.protocols.service import answer_rows
 from handlers.recognizer import Recognizer
 
 Pictures: TypeAlias = list[tuple[str, bytes]]  # the right character, and the file
-Given: TypeAlias = Counter[tuple[str, int, bytes]]  # how often which character was asked for and which status and body were given
+Given: TypeAlias = Counter[
+    tuple[str, int, bytes]
+]  # how often which character was asked for and which status and body were given
 
 
 def read_pictures(folder: Path) -> Pictures:
     return [(file.name[0], file.read_bytes()) for file in sorted(folder.iterdir())]
 
 
-def answer_for(recognizer: Recognizer, pictures: Pictures, share: int, batch: int, seconds: float) -> tuple[Given, list[float], float]:
+def answer_for(
+    recognizer: Recognizer, pictures: Pictures, share: int, batch: int, seconds: float
+) -> tuple[Given, list[float], float]:
     """Answer `share` users for so many seconds: the answers, how long each took, and the seconds until the last one."""
     given: Given = Counter()
     times: list[float] = []
@@ -44,14 +49,22 @@ def answer_for(recognizer: Recognizer, pictures: Pictures, share: int, batch: in
             asked = list(islice(stream, min(batch, share - first)))
             replies = answer_rows(recognizer, [{"body": picture} for _, picture in asked])
             times += [time.perf_counter() - started] * len(asked)
-            given.update((character, reply.status, reply.body) for (character, _), reply in zip(asked, replies, strict=True))
+            given.update(
+                (character, reply.status, reply.body) for (character, _), reply in zip(asked, replies, strict=True)
+            )
     return given, times, time.perf_counter() - began
 
 
 def summary(results: list[tuple[Given, list[float], float]]) -> dict[str, float]:
-    """The workers' results in the words of bench_serving.py: right answers a second, percentiles in ms, the share of errors."""
+    """The workers' results in the words of bench_serving.py: right answers a second, percentiles in ms, the share of
+    errors.
+    """
     given = sum((result[0] for result in results), Counter())
-    right = sum(n for (character, status, body), n in given.items() if status == 200 and json.loads(body)["character"] == character)
+    right = sum(
+        n
+        for (character, status, body), n in given.items()
+        if status == 200 and json.loads(body)["character"] == character
+    )
     percentiles = 1000 * np.percentile([seconds for result in results for seconds in result[1]], (50, 99))
     return {
         "requests": given.total(),

@@ -16,7 +16,9 @@ Picture = Annotated[bytes, Body(media_type="application/octet-stream")]
 
 
 class Characters(litserve.LitAPI):
-    """One picture a request, as its body. Without batching, LitServe gives and takes one of what it else gives lists of."""
+    """One picture a request, as its body. Without batching, LitServe gives and takes one of what it else gives lists
+    of.
+    """
 
     def setup(self, device: str) -> None:  # noqa: ARG002  LitServe's signature
         self.recognizer = load_model(self.max_batch_size)
@@ -41,8 +43,12 @@ class Characters(litserve.LitAPI):
 def main() -> None:
     setting = Setting.from_environment()
     api = Characters(max_batch_size=setting.batch, batch_timeout=setting.delay_ms / 1000, api_path=PATH)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=setting.workers, timeout=TIMEOUT_S, fast_queue=True)
-    server.run(host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", generate_client_file=False, access_log=False)
+    server = litserve.LitServer(
+        api, accelerator="cpu", workers_per_device=setting.workers, timeout=TIMEOUT_S, fast_queue=True
+    )
+    server.run(
+        host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", generate_client_file=False, access_log=False
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What every server of the comparison is told, by environment variables, and the model that each of its workers loads."""
+"""What every server of the comparison is told, by environment variables, and the model that each of its workers
+loads.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,20 @@ class Setting:
         return cls(*(int(os.environ[name]) for name in ("PEER_WORKERS", "PEER_BATCH", "PEER_DELAY_MS")))
 
     def to_environment(self, model: Path) -> dict[str, str]:
-        values = {"PEER_WORKERS": self.workers, "PEER_BATCH": self.batch, "PEER_DELAY_MS": self.delay_ms, "PEER_MODEL": model.resolve()}
+        values = {
+            "PEER_WORKERS": self.workers,
+            "PEER_BATCH": self.batch,
+            "PEER_DELAY_MS": self.delay_ms,
+            "PEER_MODEL": model.resolve(),
+        }
         # torch.set_num_threads does not reach the OpenMP of the threads in which some read their batches.
         return {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in values.items()}
 
 
 def load_model(batch: int) -> Recognizer:
-    """PEER_MODEL on one thread, for the workers are as many as the cores, with every batch size run once: what our handler does."""
+    """PEER_MODEL on one thread, for the workers are as many as the cores, with every batch size run once: what our
+    handler does.
+    """
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     recognizer = Recognizer(os.environ["PEER_MODEL"])

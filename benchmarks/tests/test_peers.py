@@ -1,4 +1,6 @@
-"""The comparison with other servers: its tables, its limit, what it starts and stops; and, slow, that all give the same answers."""
+"""The comparison with other servers: its tables, its limit, what it starts and stops; and, slow, that all give the same
+answers.
+"""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,19 @@ import requests
 from benchmarks.peers.limit import answer_for, read_pictures, summary
 from benchmarks.peers.setting import Setting
 from benchmarks.programs import StartError, alive, memory_mib, program, wait_until
-from benchmarks.servers import LIMIT, OURS, PEERS_PYTHON, SERVERS, Plan, Results, comparison, one_round, running, tune, tuning
+from benchmarks.servers import (
+    LIMIT,
+    OURS,
+    PEERS_PYTHON,
+    SERVERS,
+    Plan,
+    Results,
+    comparison,
+    one_round,
+    running,
+    tune,
+    tuning,
+)
 from serving.local import SAMPLES
 from serving.package import package
 
@@ -62,12 +76,16 @@ def test_the_limit_answers_everything_right(plan, monkeypatch):
 
 def test_the_limit_counts_wrong_characters_and_refusals(recognizer):
     (right, picture) = read_pictures(SAMPLES)[0]
-    given = answer_for(recognizer, [(right, picture), ("?", picture), (right, b"no picture")], share=3, batch=2, seconds=0.01)
+    given = answer_for(
+        recognizer, [(right, picture), ("?", picture), (right, b"no picture")], share=3, batch=2, seconds=0.01
+    )
     assert summary([given])["errors"] == pytest.approx(2 / 3)
 
 
 def test_what_cannot_start_is_a_line_in_the_table(plan, monkeypatch):
-    monkeypatch.setattr("benchmarks.servers.command", lambda *_: ([sys.executable, "-c", "raise SystemExit('no such thing')"], {}))
+    monkeypatch.setattr(
+        "benchmarks.servers.command", lambda *_: ([sys.executable, "-c", "raise SystemExit('no such thing')"], {})
+    )
     results = tune(OURS, plan)
     assert results.tuning == {SETTING: "ended with exit code 1: no such thing"}
     assert results.chosen is None
@@ -86,7 +104,10 @@ def test_a_program_is_stopped_with_all_that_it_started(tmp_path):
 
 
 def test_a_program_that_ends_is_not_waited_for(tmp_path):
-    with program([sys.executable, "-c", "pass"], {}, tmp_path / "log") as process, pytest.raises(StartError, match="exit code 0: without a word"):
+    with (
+        program([sys.executable, "-c", "pass"], {}, tmp_path / "log") as process,
+        pytest.raises(StartError, match="exit code 0: without a word"),
+    ):
         wait_until(process, tmp_path / "log", lambda: False)
 
 
@@ -114,7 +135,9 @@ def test_every_server_gives_the_answers_that_ours_gives(plan, model_path, settin
         with running(name, setting, plan) as server:
             given[name] = answers(server.url)
     for name, rows in given.items():
-        for (status, kind, body), (_, _, wanted), file in zip(rows, given[OURS], [*sorted(SAMPLES.iterdir()), None], strict=True):
+        for (status, kind, body), (_, _, wanted), file in zip(
+            rows, given[OURS], [*sorted(SAMPLES.iterdir()), None], strict=True
+        ):
             assert kind == "application/json", name
             if file is None:
                 assert (status, body) == (415, wanted), name
@@ -122,4 +145,6 @@ def test_every_server_gives_the_answers_that_ours_gives(plan, model_path, settin
                 assert (status, body["character"]) == (200, file.name[0]), name
                 assert body.keys() == wanted.keys()
                 assert body["confidence"] == pytest.approx(wanted["confidence"], abs=1e-4)
-                assert [a["character"] for a in body["alternatives"]] == [a["character"] for a in wanted["alternatives"]]
+                assert [a["character"] for a in body["alternatives"]] == [
+                    a["character"] for a in wanted["alternatives"]
+                ]

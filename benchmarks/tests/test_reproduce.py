@@ -9,12 +9,24 @@ from training.settings import load_recipe
 
 
 def points(*pairs):
-    return [{"minutes": minutes, "validation": accuracy, "test": accuracy - 0.01, "epoch": minutes} for minutes, accuracy in pairs]
+    return [
+        {"minutes": minutes, "validation": accuracy, "test": accuracy - 0.01, "epoch": minutes}
+        for minutes, accuracy in pairs
+    ]
 
 
 def test_the_flagship_gets_the_systems_own_data():
     own, rival = (reproduce.settings_of("system-c", flagship) for flagship in (False, True))
-    kept = ("source", "train_split", "test_split", "classes", "validation_fraction", "validation_limit", "validation_seed", "limit")
+    kept = (
+        "source",
+        "train_split",
+        "test_split",
+        "classes",
+        "validation_fraction",
+        "validation_limit",
+        "validation_seed",
+        "limit",
+    )
     assert all(getattr(own.data, name) == getattr(rival.data, name) for name in kept)
     assert rival.model == load_recipe("flagship").model
     assert rival.data.degraded_copies == own.data.degraded_copies == 0
@@ -45,11 +57,24 @@ def test_the_command_trains_both_once_and_draws_them(tmp_path, emnist_root, monk
 
     monkeypatch.setattr(reproduce, "load_recipe", shrunken)
     monkeypatch.setattr(reproduce, "TIMED_STEPS", 1)
-    arguments = ["--emnist-root", str(emnist_root), "--minutes", "0.02", "--recipes", "system-e", "--folder", str(tmp_path), "--device", "cpu"]
+    arguments = [
+        "--emnist-root",
+        str(emnist_root),
+        "--minutes",
+        "0.02",
+        "--recipes",
+        "system-e",
+        "--folder",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
     assert reproduce.main(arguments) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[2].startswith("| `system-e` | 47, ")
-    own, rival = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("system-e", "system-e-flagship"))
+    own, rival = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("system-e", "system-e-flagship")
+    )
     assert own["fingerprint"] == rival["fingerprint"]
     assert own["ended"] in {"unfinished", "plateaued"}
     assert own["curve"][-1]["minutes"] < 1

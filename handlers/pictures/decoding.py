@@ -15,11 +15,23 @@ from handlers.pictures.limits import MAX_EXIF_BYTES, too_costly
 Grey: TypeAlias = npt.NDArray[np.uint8]  # (H, W)
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"RIFF")  # how files of these formats begin
+SIGNATURES = (
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"BM",
+    b"GIF8",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF",
+)  # how files of these formats begin
 MAX_PIXELS = 64_000_000  # a picture of more is refused before it is decoded
 MAX_SIDE = 65_535  # pixels, as in JPEG and GIF; every row costs 8 bytes more than its pixels
-MAX_PIXELS_OF = {"WEBP": 24_000_000}  # its decoder holds every pixel five times over: 20 bytes a pixel, and 4 of the others
-STRIP_PIXELS = 1_000_000  # of a picture on its way to grey at a time: what is computed there takes up to 16 bytes a pixel
+MAX_PIXELS_OF = {
+    "WEBP": 24_000_000
+}  # its decoder holds every pixel five times over: 20 bytes a pixel, and 4 of the others
+STRIP_PIXELS = (
+    1_000_000  # of a picture on its way to grey at a time: what is computed there takes up to 16 bytes a pixel
+)
 TURNS: dict[int, Callable[[Grey], Grey]] = {  # by EXIF's orientation
     2: lambda grey: grey[:, ::-1],
     3: lambda grey: grey[::-1, ::-1],
@@ -57,7 +69,9 @@ def decode(data: bytes) -> Grey:
             width, height = image.size
             most = MAX_PIXELS_OF.get(str(image.format), MAX_PIXELS)
             if width * height > most:
-                raise InvalidImage("image_too_large", f"{width}x{height} pixels; at most {most // 1_000_000} million are read")
+                raise InvalidImage(
+                    "image_too_large", f"{width}x{height} pixels; at most {most // 1_000_000} million are read"
+                )
             if max(width, height) > MAX_SIDE:
                 raise InvalidImage("image_too_large", f"{width}x{height} pixels; a side may have {MAX_SIDE}")
             image.draft("L", (2 * WORK_SIDE, 2 * WORK_SIDE))
@@ -70,17 +84,23 @@ def decode(data: bytes) -> Grey:
     except InvalidImage:
         raise
     except Image.DecompressionBombError as error:
-        raise InvalidImage("image_too_large", f"too many pixels; at most {MAX_PIXELS // 1_000_000} million are read") from error
+        raise InvalidImage(
+            "image_too_large", f"too many pixels; at most {MAX_PIXELS // 1_000_000} million are read"
+        ) from error
     except UnidentifiedImageError as error:
         if data.startswith(SIGNATURES):
             raise InvalidImage("invalid_image", "the picture is damaged: its header cannot be read") from error
-        raise InvalidImage("unsupported_format", f"not a picture in one of these formats: {', '.join(FORMATS)}") from error
+        raise InvalidImage(
+            "unsupported_format", f"not a picture in one of these formats: {', '.join(FORMATS)}"
+        ) from error
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise InvalidImage("invalid_image", f"the picture is damaged: {str(error)[:MAX_REASON]}") from error
 
 
 def to_grey(image: Image.Image) -> Grey:
-    """Grey levels uint8 (H, W), transparent parts white. Beside the picture itself and the result, it takes little memory."""
+    """Grey levels uint8 (H, W), transparent parts white. Beside the picture itself and the result, it takes little
+    memory.
+    """
     if image.has_transparency_data:
         grey = by_strips(image, on_white)
         # White ink on a transparent canvas vanishes on white; then the opacity is the ink.
@@ -93,7 +113,9 @@ def to_grey(image: Image.Image) -> Grey:
         low, high = float(min(ends)), float(max(ends))
         if not np.isfinite(ends).all():
             raise InvalidImage("invalid_image", "the picture has pixels that are not finite numbers")
-        return by_strips(image, lambda strip: np.round((numbers(strip) - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
+        return by_strips(
+            image, lambda strip: np.round((numbers(strip) - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
+        )
     return by_strips(image, lambda strip: np.asarray(strip if strip.mode == "L" else strip.convert("L")))
 
 

@@ -1,4 +1,6 @@
-"""A glyph, framed as EMNIST frames its images (section II-A of Cohen et al. 2017, "EMNIST: an extension of MNIST to handwritten letters")."""
+"""A glyph, framed as EMNIST frames its images (section II-A of Cohen et al. 2017, "EMNIST: an extension of MNIST to
+handwritten letters").
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from handlers.pictures.shapes import Mask, box_of, frame_of
 SIZE = 28  # pixels a side of what the network sees
 HAIRLINE = 1.25  # parts of 28; hardly any of EMNIST's strokes are thinner
 GLYPH_SIDE = 50  # pixels of the glyph's long side before the blur: its usual size in NIST's 128-pixel fields
-THINNEST, USUAL_THIN = 4.0, 5.5  # pixels, at that size: strokes thinner than the former, as 5 % of EMNIST's are, get the latter width
+THINNEST, USUAL_THIN = (
+    4.0,
+    5.5,
+)  # pixels, at that size: strokes thinner than the former, as 5 % of EMNIST's are, get the latter width
 THICKEST, USUAL_THICK = 12.0, 9.0  # likewise for thicker ones, 2 %
 BLUR_SIGMA = 1.0  # pixels, at that size
 BORDER = 2  # pixels around the glyph's box, at that size
@@ -22,7 +27,9 @@ BORDER = 2  # pixels around the glyph's box, at that size
 
 def is_framed_as_emnist(light: Grey) -> bool:
     """Whether a light-on-dark picture looks as EMNIST's images do, at any size: square, black around a centred
-    character whose long side fills 18 to 27 of 28 parts, fully white somewhere, without a frame and not drawn in hairlines."""
+    character whose long side fills 18 to 27 of 28 parts, fully white somewhere, without a frame and not drawn in
+    hairlines.
+    """
     height, width = light.shape
     if height != width or height < SIZE:
         return False
@@ -36,7 +43,9 @@ def is_framed_as_emnist(light: Grey) -> bool:
     off_centre = max(abs(top + bottom - height), abs(left + right - width)) / 2 / unit
     if not (18 <= long_side <= 27 and off_centre <= 2.5) or frame_of(light > 127).any():
         return False
-    twice = uint8(cv2.resize(light, (2 * SIZE, 2 * SIZE), interpolation=cv2.INTER_CUBIC if unit < 2 else cv2.INTER_AREA))
+    twice = uint8(
+        cv2.resize(light, (2 * SIZE, 2 * SIZE), interpolation=cv2.INTER_CUBIC if unit < 2 else cv2.INTER_AREA)
+    )
     return stroke_width(twice) / 2 >= HAIRLINE
 
 
@@ -52,7 +61,9 @@ def soften(ink: Grey, glyph: Mask, threshold: float, contrast: float) -> Grey:
 
 
 def frame_as_emnist(glyph: Grey, size: int = SIZE) -> Grey:
-    """Frame a glyph, light on black and cut to its box, as the EMNIST authors did: blur, box, square, border, bicubic, stretch."""
+    """Frame a glyph, light on black and cut to its box, as the EMNIST authors did: blur, box, square, border, bicubic,
+    stretch.
+    """
     height, width = glyph.shape
     scale = GLYPH_SIDE / max(height, width)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -71,18 +82,24 @@ def frame_as_emnist(glyph: Grey, size: int = SIZE) -> Grey:
 
 
 def stroke_width(glyph: Grey) -> float:
-    """The mean width in pixels of a glyph's strokes: across a stroke the distance to its edge is a quarter of the width on average."""
+    """The mean width in pixels of a glyph's strokes: across a stroke the distance to its edge is a quarter of the width
+    on average.
+    """
     mask = cv2.copyMakeBorder((glyph > 110).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     distances = cv2.distanceTransform(mask, cv2.DIST_L2, 3)
     return 4 * cv2.mean(distances, mask)[0] - 2
 
 
 def even_stroke(glyph: Grey) -> Grey:
-    """Thicken hairlines and thin a marker's strokes, of a glyph with a long side of GLYPH_SIDE; others stay as they are."""
+    """Thicken hairlines and thin a marker's strokes, of a glyph with a long side of GLYPH_SIDE; others stay as they
+    are.
+    """
     width = stroke_width(glyph)
     if THINNEST <= width <= THICKEST or width <= 0:
         return glyph
-    change, operation = (USUAL_THIN - width, cv2.MORPH_DILATE) if width < THINNEST else (width - USUAL_THICK, cv2.MORPH_ERODE)
+    change, operation = (
+        (USUAL_THIN - width, cv2.MORPH_DILATE) if width < THINNEST else (width - USUAL_THICK, cv2.MORPH_ERODE)
+    )
     reach = math.ceil(change / 2)
     across = round(change) + 1
     padded = cv2.copyMakeBorder(glyph, reach, reach, reach, reach, cv2.BORDER_CONSTANT, value=0)
@@ -91,12 +108,16 @@ def even_stroke(glyph: Grey) -> Grey:
 
 
 def whole(ink: Grey, size: int) -> Grey:
-    """The whole picture, square and stretched, where ink cannot be told from paper surely: then the network sees what there is."""
+    """The whole picture, square and stretched, where ink cannot be told from paper surely: then the network sees what
+    there is.
+    """
     height, width = ink.shape
     side = max(height, width)
     y, x = (side - height) // 2, (side - width) // 2
     square = cv2.copyMakeBorder(ink, y, side - height - y, x, side - width - x, cv2.BORDER_CONSTANT, value=0)
-    small = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC).astype(np.float32)
+    small = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC).astype(
+        np.float32
+    )
     low, high = np.percentile(small, (2, 99.5))
     return uint8(np.clip((small - low) * (255 / max(high - low, 1.0)), 0, 255))
 

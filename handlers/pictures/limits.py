@@ -8,7 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-MAX_SCANS = 64  # of a progressive JPEG, which have 10 as a rule; each goes over the whole picture, and a file has room for 100,000
+# of a progressive JPEG, which have 10 as a rule; each goes over the whole picture, and a file has room for 100,000
+MAX_SCANS = 64
 MAX_VALUES = 100_000  # of a field of TIFF, of which the offsets of its strips are the longest; each becomes an object
 MAX_EXIF_BYTES = 1_000_000  # that of JPEG has 64 kB; all values of a field become objects
 MAX_DIRECTORIES = 16  # of one TIFF: its first, and those of EXIF and GPS
@@ -33,7 +34,9 @@ def counts(data: bytes) -> Iterator[int]:
     order = (BIG if big else CLASSIC).get(data[:4])
     if order is None:
         return
-    number, field = (order + "Q", struct.Struct(order + "HHQQ")) if big else (order + "I", struct.Struct(order + "HHII"))
+    number, field = (
+        (order + "Q", struct.Struct(order + "HHQQ")) if big else (order + "I", struct.Struct(order + "HHII"))
+    )
     head = struct.Struct(order + ("Q" if big else "H"))
     try:
         todo = list(struct.unpack_from(number, data, 8 if big else 4))

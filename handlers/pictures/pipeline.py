@@ -6,11 +6,11 @@
                                          └─ where no threshold finds the ink: the whole picture, levelled ─► resize
 
 What is in doubt is handed on whole, for the network can read through noise, fog and lines, and cannot read what was cut
-away; it is trained on what comes out here. The framing follows section II-A of Cohen et al. 2017, "EMNIST: an extension of
-MNIST to handwritten letters".
+away; it is trained on what comes out here. The framing follows section II-A of Cohen et al. 2017, "EMNIST: an extension
+of MNIST to handwritten letters".
 
-OpenCV does the image processing: it has connected components, distance transforms and morphology, is the fastest here, and
-imports in 0.1 s (its wheel: 153 MB). scikit-image with SciPy takes 175 MB and 1.0 s.
+OpenCV does the image processing: it has connected components, distance transforms and morphology, is the fastest here,
+and imports in 0.1 s (its wheel: 153 MB). scikit-image with SciPy takes 175 MB and 1.0 s.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def read_image(data: bytes, size: int = SIZE) -> Grey:
 
 
 def prepare(grey: Grey, size: int = SIZE) -> Grey:
-    """Grey levels uint8 (H, W) of one character, of either polarity -> uint8 (size, size). Raises InvalidImage if there is none."""
+    """Grey levels uint8 (H, W) of one character, of either polarity -> uint8 (size, size). Raises InvalidImage if there
+    is none.
+    """
     grey = shrink(grey, WORK_SIDE)
     if spread(grey) < FAINT:
         raise InvalidImage("blank_image", "the picture shows nothing: it is one flat tone")
@@ -80,7 +82,9 @@ def level(light: Grey) -> Grey:
 
 
 def split_levels(ink: Grey) -> tuple[float, float, float]:
-    """Otsu's threshold between paper and ink, the distance between the means of the two, both in grey levels, and their separability."""
+    """Otsu's threshold between paper and ink, the distance between the means of the two, both in grey levels, and their
+    separability.
+    """
     smooth = uint8(cv2.GaussianBlur(ink, (3, 3), 0))
     threshold, above = cv2.threshold(smooth, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     means = [cv2.mean(smooth, side)[0] for side in (above, cv2.bitwise_not(above))]  # 0 for a side without pixels

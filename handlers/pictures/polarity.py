@@ -1,4 +1,6 @@
-"""Which of a picture's two tones is ink: by the paper's margin, a box's lines, and the room there is between strokes."""
+"""Which of a picture's two tones is ink: by the paper's margin, a box's lines, and the room there is between
+strokes.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,10 @@ def light_ink(grey: Grey) -> Grey:
 def _paper_is_light(light: Grey, sketch: Grey) -> bool:
     """Whether paper is the light part, 255, of a picture of two tones.
 
-    Lines of one tone along the edges are the paper's margin, or a box. A margin wider than any box's line is paper, and so is
-    one whose inner edge is not straight. Else, under uneven light, ink is what is narrow. Else paper is what follows those
-    lines, and what holds the larger empty disc inside of them; the edge does not bound a disc, for paper may be tight around
-    a bold character.
+    Lines of one tone along the edges are the paper's margin, or a box. A margin wider than any box's line is paper, and
+    so is one whose inner edge is not straight. Else, under uneven light, ink is what is narrow. Else paper is what
+    follows those lines, and what holds the larger empty disc inside of them; the edge does not bound a disc, for paper
+    may be tight around a bold character.
     """
     rows, columns = _light_shares(light, 1), _light_shares(light, 0)
     sides = (rows, rows[::-1], columns, columns[::-1])  # from the edge inward: top, bottom, left, right
@@ -53,7 +55,10 @@ def _paper_is_light(light: Grey, sketch: Grey) -> bool:
     if inside.size == 0:  # a picture of a few pixels is all edge
         inside = light
     longest = max(inside.shape)  # a picture without any tone's edge gives endless distances
-    light_disc, dark_disc = (min(longest, cv2.distanceTransform(part, cv2.DIST_L2, 3).max()) + 0.5 for part in (inside, cv2.bitwise_not(inside)))
+    light_disc, dark_disc = (
+        min(longest, cv2.distanceTransform(part, cv2.DIST_L2, 3).max()) + 0.5
+        for part in (inside, cv2.bitwise_not(inside))
+    )
     return bool(math.log(light_disc / dark_disc) + sum(2 * after - 1 for _, after in bands) / len(bands) > 0)
 
 
@@ -72,7 +77,9 @@ def _deepest(shares: list[float], side: int) -> int:
 
 
 def _margin_tone(shares: list[float], side: int) -> bool | None:
-    """Whether a margin along the edge is light, given the lines' light shares inward; None if none is wider than a box's line."""
+    """Whether a margin along the edge is light, given the lines' light shares inward; None if none is wider than a
+    box's line.
+    """
     width = math.floor(MARGIN * side) + 1
     if width > _deepest(shares, side):
         return None
@@ -94,7 +101,9 @@ def _is_straight_band(mask: Mask) -> bool:
     """Whether what is set along the edge is equally wide, and not wider than a box's line, on at least three sides."""
     crooked = 0
     for view in (mask, mask[::-1], mask.T, mask.T[::-1]):
-        widths = np.where(view.all(axis=0), len(view), view.argmin(axis=0))  # from the edge to the first that is not set
+        widths = np.where(
+            view.all(axis=0), len(view), view.argmin(axis=0)
+        )  # from the edge to the first that is not set
         width = np.sort(widths)[len(widths) // 2]
         thin = 0 < width <= FRAME_WIDTH * len(view) + 1
         crooked += not (thin and np.count_nonzero(np.abs(widths - width) <= 1) >= STRAIGHT * len(widths))
@@ -104,14 +113,18 @@ def _is_straight_band(mask: Mask) -> bool:
 
 
 def _thin_parts(sketch: Grey, operation: int) -> float:
-    """The energy of what is lighter (top hat) or darker (black hat) than all around it and narrower than a fifth of the picture."""
+    """The energy of what is lighter (top hat) or darker (black hat) than all around it and narrower than a fifth of the
+    picture.
+    """
     window = 2 * round(0.1 * max(sketch.shape)) + 1
     hat = cv2.morphologyEx(sketch, operation, np.ones((window, window), np.uint8))
     return float(cv2.norm(hat, cv2.NORM_L2SQR))
 
 
 def separability(grey: Grey) -> float:
-    """How well two tones describe a picture: the variance between Otsu's two classes over all variance, 0 to 1 (Otsu 1979, eq. 15)."""
+    """How well two tones describe a picture: the variance between Otsu's two classes over all variance, 0 to 1 (Otsu
+    1979, eq. 15).
+    """
     shares = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64) / grey.size
     tones = np.arange(256)
     below, moments = np.cumsum(shares), np.cumsum(shares * tones)
@@ -127,7 +140,9 @@ def spread(grey: Grey) -> float:
 
 
 def sketch_of(grey: Grey) -> Grey:
-    """A small version for judging light and polarity; by a whole factor, which is fast, so up to a factor's pixels are cut."""
+    """A small version for judging light and polarity; by a whole factor, which is fast, so up to a factor's pixels are
+    cut.
+    """
     height, width = grey.shape
     factor = math.ceil(max(height, width) / SKETCH_SIDE)
     if factor == 1 or min(height, width) < factor:

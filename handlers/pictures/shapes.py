@@ -28,7 +28,8 @@ CHARACTER_SPAN = 0.4  # of a box's side: the smallest character in it; less is a
 def frame_of(mask: Mask) -> Mask:
     """The part of the ink that is a box around the character: straight lines along nearly all of at least two edges.
 
-    A box may have paper around it. An E, L or H has lines along its edges too; a pen's are not as straight as a printed box's.
+    A box may have paper around it. An E, L or H has lines along its edges too; a pen's are not as straight as a printed
+    box's.
     """
     frame = np.zeros_like(mask)
     top, bottom, left, right = box_of(mask)
@@ -48,7 +49,9 @@ def frame_of(mask: Mask) -> Mask:
 
 
 def _mark_lines(mask: Mask, rows: Sums, columns: Sums, frame: Mask, printed: bool = False) -> int:
-    """Mark in `frame` the lines of `mask` near its edges, and count the sides that have one; `printed`: straight to a pixel."""
+    """Mark in `frame` the lines of `mask` near its edges, and count the sides that have one; `printed`: straight to a
+    pixel.
+    """
     sides = 0
     for view, sums, marked in (
         (mask, rows, frame),
@@ -61,7 +64,10 @@ def _mark_lines(mask: Mask, rows: Sums, columns: Sums, frame: Mask, printed: boo
         lines = np.flatnonzero(sums[:band] >= FRAME_SPAN * length)
         if not 0 < len(lines) <= widest:
             continue
-        if printed and (view[: lines[0] + 1 + round(0.01 * across)].any(axis=0).mean() < PRINTED_SPAN or lines[0] > PRINTED_EDGE * across):
+        if printed and (
+            view[: lines[0] + 1 + round(0.01 * across)].any(axis=0).mean() < PRINTED_SPAN
+            or lines[0] > PRINTED_EDGE * across
+        ):
             continue
         marked[max(0, lines[0] - 1) : lines[-1] + 2] = True  # with the soft edge of the line
         sides += 1
@@ -69,7 +75,8 @@ def _mark_lines(mask: Mask, rows: Sums, columns: Sums, frame: Mask, printed: boo
 
 
 def keep_character(mask: Mask) -> Mask:
-    """Keep the largest piece and what may belong to it: dots, bars and broken strokes, not specks nor a neighbour's parts.
+    """Keep the largest piece and what may belong to it: dots, bars and broken strokes, not specks nor a neighbour's
+    parts.
 
     Nothing is kept if the largest piece is a speck.
     """
@@ -78,7 +85,9 @@ def keep_character(mask: Mask) -> Mask:
     # Most characters are of one piece, and to measure the pieces takes several times as long as to count them.
     if cv2.connectedComponents(pieces)[0] <= 2:  # the paper counts as one
         return mask if max(extent(mask)) >= least else np.zeros_like(mask)
-    _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(pieces, 8, cv2.CV_32S, cv2.CCL_BBDT)  # the default takes twice as long
+    _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
+        pieces, 8, cv2.CV_32S, cv2.CCL_BBDT
+    )  # the default takes twice as long
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0  # the paper
     height, width = mask.shape

@@ -1,1 +1,3 @@
-"""Request rows <-> answers, in every protocol that the service speaks. service.py answers the rows of an inference batch."""
+"""Request rows <-> answers, in every protocol that the service speaks. service.py answers the rows of an inference
+batch.
+"""

@@ -1,4 +1,6 @@
-"""multipart/form-data (RFC 7578) -> its fields. TorchServe's own reader answers what is malformed with 500 and parses parts of JSON."""
+"""multipart/form-data (RFC 7578) -> its fields. TorchServe's own reader answers what is malformed with 500 and parses
+parts of JSON.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """KServe's V1 protocol: {"instances": [{"b64": "..."}, ...]} -> {"predictions": [...]}, in the same order.
 
-A picture that cannot be read has {"error": {"code", "message"}} in its place. `parameters` may hold `alphabet` and `top_k`.
-https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
+A picture that cannot be read has {"error": {"code", "message"}} in its place. `parameters` may hold `alphabet` and
+`top_k`. https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def _picture(number: int, instance: object) -> bytes:
 
 
 def answer(_request: Request, outcomes: Sequence[Outcome], _model: Model) -> Reply:
-    predictions = [{"error": error_body(o)} if isinstance(o, Failure) else prediction_body(o.prediction) for o in outcomes]
+    predictions = [
+        {"error": error_body(o)} if isinstance(o, Failure) else prediction_body(o.prediction) for o in outcomes
+    ]
     return reply(200, {"predictions": predictions})
 
 

@@ -25,7 +25,9 @@ STATUS = {  # HTTP status by error code
     "overloaded": 503,
 }
 MAX_PICTURES = 1024  # in one request
-MAX_MARKS = 200_000  # of [ { : " in a request of JSON, each the start of an object: 1,024 pictures of 96 rows have 99,000
+MAX_MARKS = (
+    200_000  # of [ { : " in a request of JSON, each the start of an object: 1,024 pictures of 96 rows have 99,000
+)
 MAX_REPLY_BYTES = 1024 * 1024  # max_response_size of config.properties: TorchServe kills a worker that answers more
 SHOWN = 60  # characters of a request in the message of an error
 DECIMALS = 6  # of a confidence
@@ -55,7 +57,9 @@ class Request:
 
     pictures: Sequence[bytes | Grey]
     alphabet: str = DEFAULT_ALPHABET
-    top_k: int | None = None  # characters in an answer, the first included; None: the default, or all of a small alphabet
+    top_k: int | None = (
+        None  # characters in an answer, the first included; None: the default, or all of a small alphabet
+    )
 
 
 @dataclass(frozen=True)

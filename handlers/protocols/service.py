@@ -20,7 +20,17 @@ from handlers.alphabets import Fold, UnknownAlphabet
 from handlers.pictures.decoding import Grey, InvalidImage
 from handlers.pictures.pipeline import read_image
 from handlers.protocols import kserve_v1, kserve_v2, rest
-from handlers.protocols.messages import MAX_REPLY_BYTES, Answer, Failure, Form, Model, Outcome, Reply, Request, RequestError
+from handlers.protocols.messages import (
+    MAX_REPLY_BYTES,
+    Answer,
+    Failure,
+    Form,
+    Model,
+    Outcome,
+    Reply,
+    Request,
+    RequestError,
+)
 from handlers.recognizer import DEFAULT_TOP_K, Recognizer, read
 
 log = logging.getLogger(__name__)
@@ -31,8 +41,12 @@ METADATA = "v2-metadata"
 FORM_NAMES = (*FORMS, METADATA)
 DEFAULT_MODEL = "emnist"
 PASS = 64  # pictures in one pass of the network
-READING_S = 10.0  # for the pictures of all rows; every row has its share of it, and what is not begun by then is refused
-FIRST_S = 20.0  # by then each row's first picture is begun, whatever its share: well before the server's own limit of 30 s
+READING_S = (
+    10.0  # for the pictures of all rows; every row has its share of it, and what is not begun by then is refused
+)
+FIRST_S = (
+    20.0  # by then each row's first picture is begun, whatever its share: well before the server's own limit of 30 s
+)
 HOW_TO_SHORTEN = "send fewer pictures, ask for fewer characters (top_k), or for binary outputs (V2)"
 INTERNAL = Failure("internal_error", "this picture could not be processed; the server's log says why")
 
@@ -93,7 +107,14 @@ def answer_rows(
     return replies
 
 
-def begin(recognizer: Recognizer, model: Model, row: Mapping[str, Any], headers: Mapping[str, str], form: str, observer: Observer) -> Reading | Reply:
+def begin(
+    recognizer: Recognizer,
+    model: Model,
+    row: Mapping[str, Any],
+    headers: Mapping[str, str],
+    form: str,
+    observer: Observer,
+) -> Reading | Reply:
     """Parse a row; a Reply if there is nothing to read."""
     if form == METADATA:
         return kserve_v2.metadata(model)
@@ -111,8 +132,8 @@ def begin(recognizer: Recognizer, model: Model, row: Mapping[str, Any], headers:
 def prepare_rows(rows: Sequence[Reading], size: int, started: float, observer: Observer) -> None:
     """Prepare the pictures of all rows, whose parsing `started` at that time of the monotonic clock.
 
-    A row may take as much time as each of those after it would have then. The rows of fewest pictures come first, and what
-    they do not need of theirs passes on to the others: so no request takes the time of those that ask for less.
+    A row may take as much time as each of those after it would have then. The rows of fewest pictures come first, and
+    what they do not need of theirs passes on to the others: so no request takes the time of those that ask for less.
     """
     waiting = sorted(rows, key=lambda row: len(row.request.pictures))
     for place, row in enumerate(waiting):
@@ -140,7 +161,9 @@ def prepare(picture: bytes | Grey, size: int, until: float, observer: Observer) 
         observer.prepared(time.perf_counter() - started)
 
 
-def probabilities_of(recognizer: Recognizer, images: Sequence[Grey], observer: Observer) -> list[npt.NDArray[np.float32]]:
+def probabilities_of(
+    recognizer: Recognizer, images: Sequence[Grey], observer: Observer
+) -> list[npt.NDArray[np.float32]]:
     """Class probabilities (C,) of each image."""
     found: list[npt.NDArray[np.float32]] = []
     for start in range(0, len(images), PASS):
@@ -154,12 +177,15 @@ def probabilities_of(recognizer: Recognizer, images: Sequence[Grey], observer: O
 def finish(row: Reading, model: Model, probabilities: Iterator[npt.NDArray[np.float32]], observer: Observer) -> Reply:
     """The reply of a row, whose good pictures are the next ones of `probabilities`."""
     outcomes: list[Outcome] = [
-        image if isinstance(image, Failure) else Answer(read(next(probabilities), row.fold, row.top_k), image) for image in row.images
+        image if isinstance(image, Failure) else Answer(read(next(probabilities), row.fold, row.top_k), image)
+        for image in row.images
     ]
     try:
         reply = FORMS[row.form].answer(row.request, outcomes, model)
         if len(reply.body) > MAX_REPLY_BYTES:
-            raise RequestError("bad_request", f"the answer has {len(reply.body)} bytes of at most {MAX_REPLY_BYTES}: {HOW_TO_SHORTEN}")
+            raise RequestError(
+                "bad_request", f"the answer has {len(reply.body)} bytes of at most {MAX_REPLY_BYTES}: {HOW_TO_SHORTEN}"
+            )
     except RequestError as error:
         return fail(row.form, Failure(error.code, str(error)), observer)
     except Exception:
@@ -189,5 +215,8 @@ def resolve(recognizer: Recognizer, request: Request) -> tuple[Fold, int]:
     if request.top_k is None:
         return fold, min(DEFAULT_TOP_K, count)
     if not 1 <= request.top_k <= count:
-        raise RequestError("bad_request", f"top_k must be between 1 and {count} for the alphabet '{fold.alphabet}', not {request.top_k}")
+        raise RequestError(
+            "bad_request",
+            f"top_k must be between 1 and {count} for the alphabet '{fold.alphabet}', not {request.top_k}",
+        )
     return fold, request.top_k

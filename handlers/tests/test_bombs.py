@@ -1,4 +1,6 @@
-"""Small files and small requests that would cost much are refused, and what is read takes the memory of the picture and little more."""
+"""Small files and small requests that would cost much are refused, and what is read takes the memory of the picture and
+little more.
+"""
 
 import base64
 import io
@@ -19,7 +21,8 @@ from handlers.protocols.bodies import MAX_PARTS
 from handlers.protocols.messages import MAX_REPLY_BYTES
 from handlers.protocols.service import answer_rows
 
-# What decoding may take above what was there before: at most 4 bytes a pixel of the picture, 1 of its grey levels, a strip.
+# What decoding may take above what was there before: at most 4 bytes a pixel of the picture, 1 of its grey levels, a
+# strip.
 BYTES_A_PIXEL, STRIP_MB = 5.25, 60
 
 
@@ -78,11 +81,19 @@ def test_usual_pictures_are_no_bombs(root):
 
 
 @pytest.mark.parametrize("side", [4000, pytest.param(8000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("LA", "PNG"), ("I;16", "PNG"), ("I", "TIFF"), ("F", "TIFF"), ("RGB", "JPEG")])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("RGBA", "PNG"), ("LA", "PNG"), ("I;16", "PNG"), ("I", "TIFF"), ("F", "TIFF"), ("RGB", "JPEG")]
+)
 def test_a_huge_picture_takes_the_memory_of_its_pixels_and_a_strip(root, tmp_path, mode, kind, side):
     """In a process of its own; a pod has 2 GiB for two workers and Java."""
     path = tmp_path / "huge"
-    options = {"compression": "tiff_adobe_deflate"} if kind == "TIFF" else {"progressive": True, "subsampling": 0} if kind == "JPEG" else {}
+    options = (
+        {"compression": "tiff_adobe_deflate"}
+        if kind == "TIFF"
+        else {"progressive": True, "subsampling": 0}
+        if kind == "JPEG"
+        else {}
+    )
     write = f"from PIL import Image; Image.new({mode!r}, ({side}, {side})).save({str(path)!r}, {kind!r}, **{options!r})"
     subprocess.run([sys.executable, "-c", write], check=True)
     program = f"""
@@ -108,7 +119,13 @@ def v2(recognizer, **changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"id": "i" * 2_000_000}, {"x" * 2_000_000: 1}, {"tensor": {"name": "n" * 2_000_000}}, {"tensor": {"shape": [1] * 99_999}}]
+    "changes",
+    [
+        {"id": "i" * 2_000_000},
+        {"x" * 2_000_000: 1},
+        {"tensor": {"name": "n" * 2_000_000}},
+        {"tensor": {"shape": [1] * 99_999}},
+    ],
 )
 def test_errors_do_not_repeat_a_request_at_any_length(recognizer, changes):
     status, said = v2(recognizer, **changes)
@@ -133,7 +150,13 @@ def test_an_answer_that_would_be_too_long_is_an_error(recognizer):
 
 
 @pytest.mark.parametrize(
-    "body", [b"[" * 300_000, b'{"a":' * 99_999, b"[" + b'"aa",' * 3_000_000 + b"1]", b'{"instances":[' + b"[]," * 300_000 + b"1]}"]
+    "body",
+    [
+        b"[" * 300_000,
+        b'{"a":' * 99_999,
+        b"[" + b'"aa",' * 3_000_000 + b"1]",
+        b'{"instances":[' + b"[]," * 300_000 + b"1]}",
+    ],
 )
 def test_json_of_very_many_objects_is_not_parsed(recognizer, body):
     (reply,) = answer_rows(recognizer, [{"body": body}], [{"x-protocol": "v1"}])
@@ -143,7 +166,10 @@ def test_json_of_very_many_objects_is_not_parsed(recognizer, body):
 
 @pytest.mark.parametrize("count", [MAX_PARTS, MAX_PARTS + 1, 5000])
 def test_multipart_of_many_parts_is_refused(recognizer, count):
-    body = b"".join(b'--b\r\nContent-Disposition: form-data; name="f%d"\r\n\r\nx\r\n' % number for number in range(count)) + b"--b--\r\n"
+    body = (
+        b"".join(b'--b\r\nContent-Disposition: form-data; name="f%d"\r\n\r\nx\r\n' % number for number in range(count))
+        + b"--b--\r\n"
+    )
     (reply,) = answer_rows(recognizer, [{"body": body}], [{"x-content-type": "multipart/form-data; boundary=b"}])
     assert reply.status == 400
     assert ("more than" in json.loads(reply.body)["error"]["message"]) == (count > MAX_PARTS)

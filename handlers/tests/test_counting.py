@@ -1,4 +1,6 @@
-"""What is counted for which requests, by one worker and by those that follow it. The service's tests see it through the edge."""
+"""What is counted for which requests, by one worker and by those that follow it. The service's tests see it through the
+edge.
+"""
 
 import base64
 import io
@@ -51,7 +53,15 @@ def test_a_batch_is_counted_by_what_became_of_it(folder, recognizer, pictures):
     good, bad = base64.b64encode(pictures[0]).decode(), base64.b64encode(b"junk").decode()
     v1 = json.dumps({"instances": [{"b64": good}, {"b64": bad}, {"b64": good}]}).encode()
     v2 = json.dumps({"inputs": [{"name": "picture", "datatype": "BYTES", "shape": [2], "data": [good, bad]}]}).encode()
-    rows = [{"body": pictures[1]}, {"body": b"junk"}, {"body": v1}, {"body": v2}, {"body": b"[]"}, {"body": pictures[1], "alphabet": b"x"}, {}]
+    rows = [
+        {"body": pictures[1]},
+        {"body": b"junk"},
+        {"body": v1},
+        {"body": v2},
+        {"body": b"[]"},
+        {"body": pictures[1], "alphabet": b"x"},
+        {},
+    ]
     forms = ["plain", "plain", "v1", "v2", "v2", "no such form", "v2-metadata"]
     headers = [{"x-protocol": form, "x-handed-on": f"{time.time_ns() // 1000};an-id"} for form in forms]
     headers[0].pop("x-handed-on")
@@ -91,7 +101,12 @@ def test_every_character_that_can_be_answered_has_a_series(folder, recognizer, a
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("1000000;an-id", 9.0), ("10500000;", 0.0), ("1000000", 9.0), *((text, None) for text in (";1", "", "-5", "1e3", "9" * 30, "\u0663"))],
+    [
+        ("1000000;an-id", 9.0),
+        ("10500000;", 0.0),
+        ("1000000", 9.0),
+        *((text, None) for text in (";1", "", "-5", "1e3", "9" * 30, "\u0663")),
+    ],
 )
 def test_time_since_the_edge_is_never_negative_and_needs_its_header(text, seconds):
     assert since_start({"x-handed-on": text}, 10.0) == seconds
@@ -111,7 +126,10 @@ sys.stdin.read()
 """
     seen = []
     for _ in range(2):
-        pair = [subprocess.Popen([sys.executable, "-c", count], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        pair = [
+            subprocess.Popen([sys.executable, "-c", count], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
         seen.append(sorted(process.stdout.readline().strip() for process in pair))
         (gauge,) = Workers(folder).collect()
         assert gauge.samples[0].value == 2
@@ -132,7 +150,9 @@ def test_numbers_are_taken_once(tmp_path):
     assert take_number(tmp_path)[0] == 0
 
 
-def test_without_a_folder_or_with_a_port_that_is_taken_nothing_is_counted_and_all_is_answered(folder, recognizer, monkeypatch, caplog):
+def test_without_a_folder_or_with_a_port_that_is_taken_nothing_is_counted_and_all_is_answered(
+    folder, recognizer, monkeypatch, caplog
+):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

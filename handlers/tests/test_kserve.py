@@ -103,7 +103,11 @@ def test_v2_reads_encoded_pictures(recognizer, letters, binary):
     pictures = [png(letter) for letter in letters]
     tensor = PICTURE | {"shape": [3]}
     data = bytes_tensor(*pictures)
-    tensor |= {"parameters": {"binary_data_size": len(data)}} if binary else {"data": [base64_of(picture) for picture in pictures]}
+    tensor |= (
+        {"parameters": {"binary_data_size": len(data)}}
+        if binary
+        else {"data": [base64_of(picture) for picture in pictures]}
+    )
     status, said, _ = ask(recognizer, {"id": "seven", "inputs": [tensor]}, V2, data if binary else None)
     assert status == 200
     assert (said["model_name"], said["model_version"], said["id"]) == ("emnist", recognizer.version, "seven")
@@ -113,7 +117,9 @@ def test_v2_reads_encoded_pictures(recognizer, letters, binary):
     assert outputs["ascii"]["data"] == [ord(c) for c in "KW3"]
     plain = json.loads(answer_rows(recognizer, [{"body": pictures[0]}])[0].body)
     assert outputs["confidence"]["data"][0] == pytest.approx(plain["confidence"], abs=1e-5)
-    assert [entry["character"] for entry in json.loads(outputs["alternatives"]["data"][0])] == [e["character"] for e in plain["alternatives"]]
+    assert [entry["character"] for entry in json.loads(outputs["alternatives"]["data"][0])] == [
+        e["character"] for e in plain["alternatives"]
+    ]
 
 
 @pytest.mark.parametrize("form", ["nested", "flat", "binary"])
@@ -123,7 +129,11 @@ def test_v2_reads_prepared_pictures_as_the_network_does(recognizer, letters, for
         tensor |= {"parameters": {"binary_data_size": letters.size}}
     else:
         tensor |= {"data": (letters if form == "nested" else letters.ravel()).tolist()}
-    request = {"inputs": [tensor], "outputs": [{"name": "image"}, {"name": "confidence"}], "parameters": {"alphabet": "classes"}}
+    request = {
+        "inputs": [tensor],
+        "outputs": [{"name": "image"}, {"name": "confidence"}],
+        "parameters": {"alphabet": "classes"},
+    }
     status, said, _ = ask(recognizer, request, V2, letters.tobytes() if form == "binary" else None)
     assert status == 200
     outputs = outputs_of(said)
@@ -133,7 +143,11 @@ def test_v2_reads_prepared_pictures_as_the_network_does(recognizer, letters, for
 
 
 def test_v2_answers_in_binary_where_it_is_asked_to(recognizer, letters):
-    outputs = [{"name": "character", "parameters": {"binary_data": True}}, {"name": "ascii"}, {"name": "image", "parameters": {"binary_data": True}}]
+    outputs = [
+        {"name": "character", "parameters": {"binary_data": True}},
+        {"name": "ascii"},
+        {"name": "image", "parameters": {"binary_data": True}},
+    ]
     tensor = IMAGE | {"shape": [3, 28, 28], "data": letters.tolist()}
     status, said, rest = ask(recognizer, {"inputs": [tensor], "outputs": outputs}, V2)
     assert status == 200
@@ -206,7 +220,10 @@ BAD_V2 = {
     "binary without its bytes": ({"inputs": [IMAGE | {"parameters": {"binary_data_size": 784}}]}, "0 bytes follow"),
     "output": (image() | {"outputs": [{"name": "digit"}]}, "character"),
     "output twice": (image() | {"outputs": [{"name": "ascii"}] * 2}, "twice"),
-    "output's parameter": (image() | {"outputs": [{"name": "ascii", "parameters": {"classification": 2}}]}, "binary_data"),
+    "output's parameter": (
+        image() | {"outputs": [{"name": "ascii", "parameters": {"classification": 2}}]},
+        "binary_data",
+    ),
     "parameter": (image() | {"parameters": {"topk": 1}}, "topk"),
     "binary_data_output": (image() | {"parameters": {"binary_data_output": 1}}, "true or false"),
     "top_k": (image() | {"parameters": {"top_k": "1"}}, "top_k"),
@@ -254,7 +271,12 @@ def test_v2_refuses_a_wrong_length_of_the_json(recognizer, length):
 
 def test_a_batch_of_all_forms_is_answered_row_by_row(recognizer, letters):
     tensor = IMAGE | {"shape": [3, 28, 28], "data": letters.tolist()}
-    rows = [{"body": png(letters[0])}, {"body": json.dumps({"inputs": [tensor]}).encode()}, {"body": b"{"}, {"body": png(letters[1])}]
+    rows = [
+        {"body": png(letters[0])},
+        {"body": json.dumps({"inputs": [tensor]}).encode()},
+        {"body": b"{"},
+        {"body": png(letters[1])},
+    ]
     replies = answer_rows(recognizer, rows, [{}, V2, V1, {"x-protocol": "no such"}])
     assert [reply.status for reply in replies] == [200, 200, 400, 200]
     assert json.loads(replies[0].body)["character"] == "K"
@@ -266,7 +288,10 @@ def test_v2_metadata_names_what_is_accepted_and_answered(recognizer, letters):
     (reply,) = answer_rows(recognizer, [{}], [{"x-protocol": "v2-metadata"}], "emnist")
     said = json.loads(reply.body)
     assert (said["name"], said["versions"]) == ("emnist", [recognizer.version])
-    asked = {"inputs": [IMAGE | {"data": letters[0].tolist()}], "outputs": [{"name": output["name"]} for output in said["outputs"]]}
+    asked = {
+        "inputs": [IMAGE | {"data": letters[0].tolist()}],
+        "outputs": [{"name": output["name"]} for output in said["outputs"]],
+    }
     status, answer, _ = ask(recognizer, asked, V2)
     assert status == 200
     for promised, given in zip(said["outputs"], answer["outputs"], strict=True):

@@ -11,7 +11,11 @@ def test_class_sets_have_emnists_sizes():
 
 def test_folding_is_a_sum():
     probabilities = np.zeros(47)
-    probabilities[BY_MERGE.index("A")], probabilities[BY_MERGE.index("a")], probabilities[BY_MERGE.index("4")] = 0.3, 0.25, 0.45
+    probabilities[BY_MERGE.index("A")], probabilities[BY_MERGE.index("a")], probabilities[BY_MERGE.index("4")] = (
+        0.3,
+        0.25,
+        0.45,
+    )
     fold = make_fold(BY_MERGE, "alnum")
     folded = dict(zip(fold.characters, fold(probabilities), strict=True))
     assert folded["A"] == pytest.approx(0.55)
@@ -20,7 +24,11 @@ def test_folding_is_a_sum():
 
 def test_an_alphabet_is_a_mask_and_a_renormalisation():
     probabilities = np.full(47, 0.0)
-    probabilities[BY_MERGE.index("O")], probabilities[BY_MERGE.index("0")], probabilities[BY_MERGE.index("D")] = 0.6, 0.3, 0.1
+    probabilities[BY_MERGE.index("O")], probabilities[BY_MERGE.index("0")], probabilities[BY_MERGE.index("D")] = (
+        0.6,
+        0.3,
+        0.1,
+    )
     fold = make_fold(BY_MERGE, "vin")
     folded = dict(zip(fold.characters, fold(probabilities), strict=True))
     assert set(folded) == set(VIN)

@@ -34,7 +34,9 @@ def boxed(image: np.ndarray, width: int, gap: int) -> np.ndarray:
 
 
 def likeness(one: np.ndarray, other: np.ndarray) -> float:
-    """Correlation of the pixels. Two pictures of one character have above 0.9, of different ones hardly ever above 0.6."""
+    """Correlation of the pixels. Two pictures of one character have above 0.9, of different ones hardly ever above
+    0.6.
+    """
     return float(np.corrcoef(one.ravel().astype(float), other.ravel().astype(float))[0, 1])
 
 
@@ -169,7 +171,9 @@ def test_resize_leaves_the_right_size_alone(letter):
 def png_that_claims(width: int, height: int) -> bytes:
     """A PNG header of any size, with no pixels behind it."""
     chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0), b"IDAT"]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
 
 
 BAD = {

@@ -66,7 +66,9 @@ REQUEST = st.fixed_dictionaries(
     optional={
         "inputs": st.lists(TENSOR, max_size=2) | JSON,
         "instances": st.lists(st.fixed_dictionaries({"b64": st.text(max_size=8) | JSON}) | JSON, max_size=3) | JSON,
-        "outputs": st.lists(st.fixed_dictionaries({"name": st.sampled_from(["character", "error", "image"]) | JSON}) | JSON, max_size=3),
+        "outputs": st.lists(
+            st.fixed_dictionaries({"name": st.sampled_from(["character", "error", "image"]) | JSON}) | JSON, max_size=3
+        ),
         "parameters": JSON,
         "id": JSON,
     },
@@ -97,7 +99,8 @@ def test_any_json_has_an_answer(recognizer, request_, form, rest, binary):
 
 @given(
     st.dictionaries(
-        st.sampled_from(["data", "body", "alphabet", "top_k"]) | st.text(max_size=5), st.binary(max_size=20) | st.text(max_size=8) | JSON
+        st.sampled_from(["data", "body", "alphabet", "top_k"]) | st.text(max_size=5),
+        st.binary(max_size=20) | st.text(max_size=8) | JSON,
     ),
     FORM,
 )
@@ -113,14 +116,19 @@ def test_multipart_fields_come_back(fields, boundary):
     if any(b"\r\n--" + boundary.encode() in b"\r\n" + content for content in fields.values()):
         return  # a boundary may not be in what it bounds
     parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + content + b"\r\n" for name, content in fields.items()
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + content + b"\r\n"
+        for name, content in fields.items()
     ]
-    assert fields_of(b"".join(parts) + f"--{boundary}--\r\n".encode(), f'multipart/form-data; boundary="{boundary}"') == fields
+    assert (
+        fields_of(b"".join(parts) + f"--{boundary}--\r\n".encode(), f'multipart/form-data; boundary="{boundary}"')
+        == fields
+    )
 
 
 @given(
     st.lists(
-        st.sampled_from([b"--b", b"\r\n", b"--", b"Content-Disposition: form-data", b'; name="data"', b":", b"\xff"]) | st.binary(max_size=9),
+        st.sampled_from([b"--b", b"\r\n", b"--", b"Content-Disposition: form-data", b'; name="data"', b":", b"\xff"])
+        | st.binary(max_size=9),
         max_size=40,
     ),
     st.text(max_size=30),
@@ -137,7 +145,11 @@ def test_v2_hands_on_pictures_as_they_were_sent(recognizer, pictures, binary):
     """What comes of each, by an encoder of our own, is what comes of it in the plain form."""
     tensor = {"name": "picture", "datatype": "BYTES", "shape": [len(pictures)]}
     rest = b"".join(struct.pack("<I", len(picture)) + picture for picture in pictures) if binary else b""
-    tensor |= {"parameters": {"binary_data_size": len(rest)}} if binary else {"data": [base64.b64encode(picture).decode() for picture in pictures]}
+    tensor |= (
+        {"parameters": {"binary_data_size": len(rest)}}
+        if binary
+        else {"data": [base64.b64encode(picture).decode() for picture in pictures]}
+    )
     head = json.dumps({"inputs": [tensor], "outputs": [{"name": "error"}]}).encode()
     headers = {"x-protocol": "v2"} | ({"inference-header-content-length": str(len(head))} if binary else {})
     _, said = ask(recognizer, {"body": head + rest}, headers)
@@ -145,11 +157,16 @@ def test_v2_hands_on_pictures_as_they_were_sent(recognizer, pictures, binary):
     assert [json.loads(text) for text in said["outputs"][0]["data"]] == plain
 
 
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.just(28), st.just(28))), st.sampled_from(["nested", "flat", "binary"]))
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.just(28), st.just(28))),
+    st.sampled_from(["nested", "flat", "binary"]),
+)
 def test_v2_images_are_what_the_network_sees(recognizer, images, form):
     tensor = {"name": "image", "datatype": "UINT8", "shape": list(images.shape)}
     tensor |= (
-        {"parameters": {"binary_data_size": images.size}} if form == "binary" else {"data": (images if form == "nested" else images.ravel()).tolist()}
+        {"parameters": {"binary_data_size": images.size}}
+        if form == "binary"
+        else {"data": (images if form == "nested" else images.ravel()).tolist()}
     )
     head = json.dumps({"inputs": [tensor], "outputs": [{"name": "image"}]}).encode()
     headers = {"x-protocol": "v2"} | ({"inference-header-content-length": str(len(head))} if form == "binary" else {})
@@ -183,7 +200,10 @@ def same(one, other):
 
 
 @given(
-    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF89a", b"II*\0", b"II+\0\x08\0\0\0", b"RIFF"]), st.binary(max_size=200)
+    st.sampled_from(
+        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF89a", b"II*\0", b"II+\0\x08\0\0\0", b"RIFF"]
+    ),
+    st.binary(max_size=200),
 )
 def test_any_bytes_are_a_picture_or_have_a_code(start, rest):
     read(start + rest)
@@ -224,7 +244,9 @@ def random_picture(mode, size, rng):
         return Image.fromarray((rng.standard_normal(size[::-1]) * 10.0 ** rng.integers(-30, 30)).astype(np.float32))
     if mode in {"I", "I;16", "I;16B"}:
         kind = {"I": np.int32, "I;16": np.uint16, "I;16B": ">u2"}[mode]
-        return Image.fromarray(rng.integers(-(2**31) if mode == "I" else 0, 2**31 if mode == "I" else 2**16, size[::-1]).astype(kind))
+        return Image.fromarray(
+            rng.integers(-(2**31) if mode == "I" else 0, 2**31 if mode == "I" else 2**16, size[::-1]).astype(kind)
+        )
     image = Image.frombytes(mode, size, rng.bytes(len(Image.new(mode, size).tobytes())))
     if mode == "P":
         image.putpalette(rng.bytes(768))

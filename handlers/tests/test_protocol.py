@@ -127,7 +127,9 @@ def test_what_would_take_too_long_is_refused_in_time(recognizer, picture, monkey
 
 
 def beside_a_large_one(large, small, place, count=16):
-    """Rows of one picture `small`, which differ in top_k, and at `place` a row of V1 with the pictures `large`; headers."""
+    """Rows of one picture `small`, which differ in top_k, and at `place` a row of V1 with the pictures `large`;
+    headers.
+    """
     rows = [{"data": small, "top_k": str(number + 1)} for number in range(count)]
     headers = [{} for _ in rows]
     instances = [{"b64": base64.b64encode(picture).decode()} for picture in large]
@@ -136,7 +138,9 @@ def beside_a_large_one(large, small, place, count=16):
 
 
 def check_neighbours(replies, place):
-    """Each has its answer, in its place; what the large one is told of each of its pictures: a character or an error's code."""
+    """Each has its answer, in its place; what the large one is told of each of its pictures: a character or an error's
+    code.
+    """
     for number, reply in enumerate(replies):
         assert reply.status == 200
         if number != place:
@@ -147,7 +151,9 @@ def check_neighbours(replies, place):
 
 @pytest.mark.parametrize("place", [0, 7, 15])
 def test_a_large_request_takes_no_time_of_its_neighbours(recognizer, picture, monkeypatch, place):
-    """By a clock that only decoding moves: a second for each picture of the large request, half of one for the others."""
+    """By a clock that only decoding moves: a second for each picture of the large request, half of one for the
+    others.
+    """
     now = 0.0
 
     def slow(data, size):

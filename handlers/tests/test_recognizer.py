@@ -56,10 +56,16 @@ def test_files_that_are_no_models(tmp_path):
     [
         *((text, "holds no JSON object") for text in ("[]", "28", "null", '"classes"', "NaN")),
         ("{", "Expecting property name"),
-        *((json.dumps({"classes": classes, "input_size": 28}), "'classes'") for classes in (None, "AB", [], {"A": 0}, 2, [0, 1], ["A", ""], ["AB"])),
+        *(
+            (json.dumps({"classes": classes, "input_size": 28}), "'classes'")
+            for classes in (None, "AB", [], {"A": 0}, 2, [0, 1], ["A", ""], ["AB"])
+        ),
         ('{"input_size": 28}', "'classes'"),
         ('{"classes": ["A", "B", "A"], "input_size": 28}', "names a character twice"),
-        *((json.dumps({"classes": ["A"], "input_size": size}), "'input_size'") for size in (None, 0, -28, True, 28.0, "28", [28])),
+        *(
+            (json.dumps({"classes": ["A"], "input_size": size}), "'input_size'")
+            for size in (None, 0, -28, True, 28.0, "28", [28])
+        ),
         ('{"classes": ["A"]}', "'input_size'"),
     ],
 )

@@ -19,11 +19,16 @@ def test_images():
 def test_all_test_images_pass_unchanged(test_images):
     changed = sum(not np.array_equal(prepare(image), image) for image in test_images.images.numpy())
     print(f"{changed} of {len(test_images)} images changed")
-    assert changed <= 0.002 * len(test_images)  # EMNIST itself has a few with ink on their edge, and a few drawn in hairlines
+    assert changed <= 0.002 * len(
+        test_images
+    )  # EMNIST itself has a few with ink on their edge, and a few drawn in hairlines
 
 
 def test_enlarged_and_inverted_images_are_read(test_images, recognizer):
-    pictures = [np.asarray(Image.fromarray(255 - image).resize((112, 112), Image.Resampling.BICUBIC)) for image in test_images.images.numpy()]
+    pictures = [
+        np.asarray(Image.fromarray(255 - image).resize((112, 112), Image.Resampling.BICUBIC))
+        for image in test_images.images.numpy()
+    ]
     prepared = np.stack([prepare(picture) for picture in pictures])
     said = np.concatenate([recognizer.probabilities(part) for part in np.array_split(prepared, 20)]).argmax(axis=1)
     accuracy = float((said == test_images.labels.numpy()).mean())

@@ -1,4 +1,6 @@
-"""What the tests of a whole cluster share: kubectl, the pods of the service, load from inside, results of the batch program."""
+"""What the tests of a whole cluster share: kubectl, the pods of the service, load from inside, results of the batch
+program.
+"""
 
 import contextlib
 import csv
@@ -53,7 +55,9 @@ def wait_for_pod(name):
 
 
 def kubectl(*arguments, stdin=None, check=True, timeout=180):
-    done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        ["kubectl", *arguments], input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+    )
     assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
     return done
 
@@ -70,7 +74,9 @@ def wait_for(what, condition, timeout_s):
     """Poll until `condition()` is true; returns the seconds it took."""
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() - started < timeout_s, f"{what}: not within {timeout_s} s\n{ours('get', 'all', check=False).stdout}"
+        assert time.monotonic() - started < timeout_s, (
+            f"{what}: not within {timeout_s} s\n{ours('get', 'all', check=False).stdout}"
+        )
         time.sleep(0.2)
     return time.monotonic() - started
 
@@ -103,7 +109,12 @@ def apply_everything(folder):
     """`kubectl apply -f k8s/`, or -k where the images have other names, in `folder`, which holds a copy."""
     default = (PREFIX, VERSION) == (DEFAULT_PREFIX, DEFAULT_VERSION)
     return subprocess.run(
-        ["kubectl", "apply", "-f" if default else "-k", "k8s/"], cwd=folder, capture_output=True, text=True, timeout=120, check=True
+        ["kubectl", "apply", "-f" if default else "-k", "k8s/"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
 
 
@@ -140,7 +151,9 @@ def under_load(rate, users=16, deadline_s=35):
     in_stranger = ("exec", "--namespace", STRANGERS, "stranger", "--")
     stop_file = f"/tmp/stop-{time.monotonic_ns()}"
     seen = {}
-    with in_the_background(load, users, 1200, users / rate, "--stop-file", stop_file, "--deadline", deadline_s) as sending:
+    with in_the_background(
+        load, users, 1200, users / rate, "--stop-file", stop_file, "--deadline", deadline_s
+    ) as sending:
         try:
             time.sleep(4)
             yield seen
@@ -153,7 +166,10 @@ def under_load(rate, users=16, deadline_s=35):
 def transitions():
     """When each pod of the service last became Ready or stopped being so, and the restarts of its containers."""
     return {
-        pod["metadata"]["name"]: (restarts(pod), [c["lastTransitionTime"] for c in pod["status"]["conditions"] if c["type"] == "Ready"])
+        pod["metadata"]["name"]: (
+            restarts(pod),
+            [c["lastTransitionTime"] for c in pod["status"]["conditions"] if c["type"] == "Ready"],
+        )
         for pod in serve_pods()
     }
 
@@ -165,7 +181,9 @@ def lost(seen):
 
 def in_pod(name, program, *arguments):
     """Run a program in the container of TorchServe; what it prints."""
-    return ours("exec", name, "--container", "torchserve", "--", "python", "-c", program, *map(str, arguments), check=False).stdout
+    return ours(
+        "exec", name, "--container", "torchserve", "--", "python", "-c", program, *map(str, arguments), check=False
+    ).stdout
 
 
 def rollout():
@@ -174,7 +192,9 @@ def rollout():
 
 def settled(count):
     """Wait until there are so many pods, all Ready, and none that ends."""
-    wait_for(f"{count} pods", lambda: len(get("pods", "--selector", SERVE_PODS)["items"]) == ready_count() == count, 180)
+    wait_for(
+        f"{count} pods", lambda: len(get("pods", "--selector", SERVE_PODS)["items"]) == ready_count() == count, 180
+    )
 
 
 @contextlib.contextmanager
@@ -210,7 +230,10 @@ def result(name):
 
 
 def finished(job):
-    return any(c["type"] in {"Complete", "Failed"} and c["status"] == "True" for c in get("job", job)["status"].get("conditions", []))
+    return any(
+        c["type"] in {"Complete", "Failed"} and c["status"] == "True"
+        for c in get("job", job)["status"].get("conditions", [])
+    )
 
 
 def schedulable_nodes():

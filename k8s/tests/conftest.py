@@ -29,7 +29,9 @@ def pytest_exception_interact(node, report):
 
 @pytest.fixture(scope="module")
 def report(request):
-    """A function that notes a line of the module's table, which is printed at the end and kept in build/NAME-test.md."""
+    """A function that notes a line of the module's table, which is printed at the end and kept in build/NAME-
+    test.md.
+    """
     rows = [("what", "seen", "wanted"), ("---", "---", "---")]
     yield lambda what, seen, wanted="": rows.append((what, seen, wanted))
     table = "\n".join(f"| {what} | {seen} | {wanted} |" for what, seen, wanted in rows)
@@ -48,7 +50,11 @@ class Cluster(NamedTuple):
 def cluster(report, tmp_path_factory):
     """Apply everything, note the times, and remove it again."""
     if kubectl("get", "namespace", NAMESPACE, check=False).returncode == 0:
-        pytest.exit(f"the namespace {NAMESPACE} is there already; this test would delete it: kubectl delete namespace {NAMESPACE}", 1)
+        pytest.exit(
+            f"the namespace {NAMESPACE} is there already; this test would delete it: kubectl delete namespace"
+            f" {NAMESPACE}",
+            1,
+        )
     try:
         start_pod("stranger")
         folder = tmp_path_factory.mktemp("cluster")
@@ -62,7 +68,10 @@ def cluster(report, tmp_path_factory):
         wait_for_pod("stranger")
         yield Cluster(folder, first_ready_s)
     finally:
-        for namespace in (NAMESPACE, STRANGERS):  # by force, for on a node that has vanished nobody says that a pod has ended
+        for namespace in (
+            NAMESPACE,
+            STRANGERS,
+        ):  # by force, for on a node that has vanished nobody says that a pod has ended
             kubectl("delete", "pods", "--all", "--namespace", namespace, "--force", "--grace-period=0", check=False)
         kubectl("delete", "namespace", NAMESPACE, STRANGERS, "--ignore-not-found", check=False, timeout=300)
 
@@ -74,5 +83,8 @@ def half(cluster, report):  # noqa: ARG001  the cluster has to be there
     settled(2)
     load(32, 5)
     capacity = load(32, 15)["per_second"]
-    report("capacity of two pods, with the load on the same cores", f"{capacity:.0f} pictures/s; what follows is under half of it")
+    report(
+        "capacity of two pods, with the load on the same cores",
+        f"{capacity:.0f} pictures/s; what follows is under half of it",
+    )
     return capacity / 2

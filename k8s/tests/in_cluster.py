@@ -1,6 +1,7 @@
 """Runs inside a pod of the cluster, with nothing but Python's own library, and prints JSON.
 
-python in_cluster.py load HOST PORT --users 8 --seconds 60 --every 0.1    users with one connection each, who check every answer
+python in_cluster.py load HOST PORT --users 8 --seconds 60 --every 0.1    users with one connection each, who check
+every answer
 python in_cluster.py slow HOST PORT --users 500 --seconds 60              clients that send ten bytes a second
 python in_cluster.py reach HOST PORT [PORT ...]                            which ports take a connection
 """
@@ -22,7 +23,10 @@ SLOW_BYTE_S = 0.1  # between two bytes of a slow client
 
 
 def request(host, picture):
-    head = f"POST /predictions/emnist HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\nContent-Length: {len(picture)}\r\n\r\n"
+    head = (
+        f"POST /predictions/emnist HTTP/1.1\r\nHost: {host}\r\nContent-Type:"
+        f" application/octet-stream\r\nContent-Length: {len(picture)}\r\n\r\n"
+    )
     return head.encode() + picture
 
 
@@ -50,7 +54,9 @@ class Record:
         self.until = self.began + seconds
         self.outcomes, self.versions = Counter(), Counter()
         self.seconds = defaultdict(list)  # by outcome
-        self.right_by_second = defaultdict(list)  # seconds of right answers, by the second of the run in which they came
+        self.right_by_second = defaultdict(
+            list
+        )  # seconds of right answers, by the second of the run in which they came
         self.failures = []
         self.mixed_connections = 0  # those on which two versions of the model answered
 
@@ -97,7 +103,10 @@ async def user(number, options, pictures, record):
         started = time.monotonic()
         try:
             if connection is None:
-                connection, seen = await asyncio.wait_for(asyncio.open_connection(options.host, options.port[0]), options.deadline), set()
+                connection, seen = (
+                    await asyncio.wait_for(asyncio.open_connection(options.host, options.port[0]), options.deadline),
+                    set(),
+                )
             reader, writer = connection
             writer.write(request(options.host, picture))
             status, headers, body = await asyncio.wait_for(response(reader), options.deadline)
@@ -136,7 +145,9 @@ async def slow_client(number, options, until, outcomes):
     quick = whole.index(b"\r\n\r\n") + 4 if number % 2 else 0
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
-            reader, writer = await asyncio.wait_for(asyncio.open_connection(options.host, options.port[0]), CONNECT_TIMEOUT_S)
+            reader, writer = await asyncio.wait_for(
+                asyncio.open_connection(options.host, options.port[0]), CONNECT_TIMEOUT_S
+            )
             answer = asyncio.ensure_future(response(reader))
             try:
                 writer.write(whole[:quick])
@@ -181,7 +192,9 @@ def main():
     parser.add_argument("--users", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--every", type=float, default=0, help="seconds between two pictures of a user; 0: at once")
-    parser.add_argument("--deadline", type=float, default=ANSWER_TIMEOUT_S, help="seconds that a user waits for an answer")
+    parser.add_argument(
+        "--deadline", type=float, default=ANSWER_TIMEOUT_S, help="seconds that a user waits for an answer"
+    )
     parser.add_argument("--stop-file", type=Path, help="when it appears, the load ends")
     parser.add_argument("--samples", type=Path, default=Path("/app/serving/samples"))
     options = parser.parse_args()

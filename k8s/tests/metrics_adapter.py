@@ -1,4 +1,5 @@
-"""Answers the autoscaler as the Prometheus Adapter would with overlays/in-flight/adapter-rules.yaml: runs in a pod of its own.
+"""Answers the autoscaler as the Prometheus Adapter would with overlays/in-flight/adapter-rules.yaml: runs in a pod of
+its own.
 
 It asks the /metrics of the service's pods itself, which it finds through the API with its service account.
 """
@@ -41,16 +42,37 @@ def values():
         except (OSError, KeyError):  # a pod that starts or ends
             continue
         described = {"apiVersion": "v1", "kind": "Pod", "namespace": NAMESPACE, "name": pod["metadata"]["name"]}
-        yield {"describedObject": described, "metric": {"name": METRIC}, "timestamp": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "value": str(value)}
+        yield {
+            "describedObject": described,
+            "metric": {"name": METRIC},
+            "timestamp": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "value": str(value),
+        }
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if f"/pods/*/{METRIC}" in urllib.parse.unquote(self.path):
-            body = {"kind": "MetricValueList", "apiVersion": "custom.metrics.k8s.io/v1beta2", "metadata": {}, "items": list(values())}
+            body = {
+                "kind": "MetricValueList",
+                "apiVersion": "custom.metrics.k8s.io/v1beta2",
+                "metadata": {},
+                "items": list(values()),
+            }
         else:
-            resource = {"name": f"pods/{METRIC}", "singularName": "", "namespaced": True, "kind": "MetricValueList", "verbs": ["get"]}
-            body = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "custom.metrics.k8s.io/v1beta2", "resources": [resource]}
+            resource = {
+                "name": f"pods/{METRIC}",
+                "singularName": "",
+                "namespaced": True,
+                "kind": "MetricValueList",
+                "verbs": ["get"],
+            }
+            body = {
+                "kind": "APIResourceList",
+                "apiVersion": "v1",
+                "groupVersion": "custom.metrics.k8s.io/v1beta2",
+                "resources": [resource],
+            }
         data = json.dumps(body).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

@@ -1,4 +1,6 @@
-"""A copy of a model under another version, which is the hash of its file: `python k8s/tests/other_model.py MODEL.pt COPY.pt`."""
+"""A copy of a model under another version, which is the hash of its file: `python k8s/tests/other_model.py MODEL.pt
+COPY.pt`.
+"""
 
 import shutil
 import sys

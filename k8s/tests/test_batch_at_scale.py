@@ -1,4 +1,6 @@
-"""The batch Job in shards, its pods killed at random: the CSV is that of one undisturbed pod. Part of `make chaos-test`."""
+"""The batch Job in shards, its pods killed at random: the CSV is that of one undisturbed pod. Part of `make
+chaos-test`.
+"""
 
 import io
 import json
@@ -29,11 +31,15 @@ print(json.dumps(done))
 
 
 def archive():
-    """A tar of folders of pictures: the samples, half of them enlarged to 900 pixels, some damaged, some with odd names."""
+    """A tar of folders of pictures: the samples, half of them enlarged to 900 pixels, some damaged, some with odd
+    names.
+    """
     encoded = []
     for sample in sorted(SAMPLES.iterdir()):
         stream = io.BytesIO()
-        Image.open(sample).convert("L").resize((900, 900), Image.Resampling.NEAREST).save(stream, "PNG")  # small, and slow to read
+        Image.open(sample).convert("L").resize((900, 900), Image.Resampling.NEAREST).save(
+            stream, "PNG"
+        )  # small, and slow to read
         encoded += [(".png", stream.getvalue()), (sample.suffix, sample.read_bytes())]
     encoded += [(".png", b""), (".jpg", b"junk")]
     stream = io.BytesIO()
@@ -66,7 +72,11 @@ def progress(run):
 def running_pods(run):
     """Names of the pods that run, by shard."""
     pods = get("pods", "--selector", f"batch.kubernetes.io/job-name={run}")["items"]
-    running = [pod["metadata"] for pod in pods if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]]
+    running = [
+        pod["metadata"]
+        for pod in pods
+        if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+    ]
     return {pod["labels"]["batch.kubernetes.io/job-completion-index"]: pod["name"] for pod in running}
 
 
@@ -77,7 +87,9 @@ def start(name, template):
 
 def test_a_run_in_shards_whose_pods_are_killed_is_as_one_that_was_left_alone(cluster, report):
     overlay = cluster.folder / "k8s" / "overlays" / "shards"
-    kubectl("apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(overlay)).stdout)
+    kubectl(
+        "apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(overlay)).stdout
+    )
     ours("scale", "deployment/emnist", "--replicas=0")
     ours("delete", "hpa", "emnist")
     choice = random.Random(SEED)
@@ -89,7 +101,9 @@ def test_a_run_in_shards_whose_pods_are_killed_is_as_one_that_was_left_alone(clu
         ours("set", "resources", "cronjob/emnist-batch-shards", f"--limits=cpu={SHARD_CPU}", "--requests=cpu=50m")
         started = start("killed", "emnist-batch-shards")
         # Spread over the shards, for Kubernetes waits twice as long after each kill of the same one.
-        goals = {str(shard): sorted(choice.uniform(0.1, 0.9) for _ in range(shard, KILLS, SHARDS)) for shard in range(SHARDS)}
+        goals = {
+            str(shard): sorted(choice.uniform(0.1, 0.9) for _ in range(shard, KILLS, SHARDS)) for shard in range(SHARDS)
+        }
         while any(goals.values()):
             assert not finished("killed"), f"it was over before it was killed so often: {goals}"
             running, done = running_pods("killed"), progress("killed")
@@ -99,13 +113,17 @@ def test_a_run_in_shards_whose_pods_are_killed_is_as_one_that_was_left_alone(clu
                     goals[shard].pop(0)
         wait_for("the run that was killed", lambda: finished("killed"), RUN_TIMEOUT_S)
         killed_s = time.monotonic() - started
-        alone, killed = (in_files("sha256sum", f"/mnt/results/{name}.csv").split()[0].decode() for name in ("alone", "killed"))
+        alone, killed = (
+            in_files("sha256sum", f"/mnt/results/{name}.csv").split()[0].decode() for name in ("alone", "killed")
+        )
         meta = json.loads(in_files("cat", "/mnt/results/killed.csv.meta.json"))
         left = in_files("ls", "-A", "/mnt/results").decode().split()
     status = get("job", "killed")["status"]
     report(
-        f"{PICTURES:,} pictures in {SHARDS} shards of {SHARD_CPU}, pods killed {KILLS} times at 10 to 90 % of their shards",
-        f"sha256 {killed[:12]}, of one pod left alone {alone[:12]}; {meta['counts']}; {killed_s:.0f} s, alone {alone_s:.0f} s",
+        f"{PICTURES:,} pictures in {SHARDS} shards of {SHARD_CPU}, pods killed {KILLS} times at 10 to 90 % of their"
+        " shards",
+        f"sha256 {killed[:12]}, of one pod left alone {alone[:12]}; {meta['counts']}; {killed_s:.0f} s, alone"
+        f" {alone_s:.0f} s",
         "byte for byte the same",
     )
     assert status["succeeded"] == SHARDS

@@ -1,4 +1,5 @@
-"""What the service does when there is much to do: sizing, slow clients, overload, and the autoscaler; on a real cluster.
+"""What the service does when there is much to do: sizing, slow clients, overload, and the autoscaler; on a real
+cluster.
 
 Part of `make chaos-test`. The cores are shared with the load and the cluster, so pods are given few.
 """
@@ -58,9 +59,14 @@ def test_slow_clients_take_nothing_from_others(report, half):
 
 
 def pods_of(millicores, count=2):
-    """Few cores for each, so that a generator beside them on a small machine can offer several times what they can do."""
+    """Few cores for each, so that a generator beside them on a small machine can offer several times what they can
+    do.
+    """
     where = "/spec/template/spec/initContainers/0/resources"
-    cpu = [{"op": "replace", "path": f"{where}/{what}/cpu", "value": f"{value}m"} for what, value in (("limits", millicores), ("requests", 50))]
+    cpu = [
+        {"op": "replace", "path": f"{where}/{what}/cpu", "value": f"{value}m"}
+        for what, value in (("limits", millicores), ("requests", 50))
+    ]
     ours("patch", "deployment", "emnist", "--type=json", "--patch", json.dumps(cpu))
     if not ours("get", "hpa", "emnist", check=False).stdout:
         ours("scale", "deployment/emnist", f"--replicas={count}")
@@ -69,7 +75,9 @@ def pods_of(millicores, count=2):
 
 
 def peak_rate(users, seconds=15):
-    """Pictures a second under `users` who never wait, once Java has compiled what it runs: when it no longer gets quicker by 3 %."""
+    """Pictures a second under `users` who never wait, once Java has compiled what it runs: when it no longer gets
+    quicker by 3 %.
+    """
     rates = [load(users, seconds)["per_second"]]
     for _ in range(10):
         rates.append(load(users, seconds)["per_second"])
@@ -115,14 +123,22 @@ def test_overload_is_shed_and_what_is_accepted_is_in_time(report):
     after = load(4, 20, 0.1)
     steady = transitions() == before
     peak = (peak + load(PLACES, 20)["per_second"]) / 2  # the machine's own speed varies
-    recovered = next((int(second) for second, (_, slowest) in after["windows"].items() if slowest <= max(3 * light, 0.2)), None)
+    recovered = next(
+        (int(second) for second, (_, slowest) in after["windows"].items() if slowest <= max(3 * light, 0.2)), None
+    )
     report(
-        f"{seen['offered_per_second']:.0f}/s offered for {seconds} s to two pods of 0.15 cores with a peak of {peak:.0f}/s",
-        f"{seen['per_second']:.0f}/s right ({seen['per_second'] / peak:.0%} of the peak), p99 {seen['p99_s']:.2f} s; the rest: {lost(seen)}, "
-        f"refused after {1000 * seen['shed_p50_s']:.1f} ms (p99 {1000 * seen['shed_p99_s']:.0f}); {'no' if steady else 'a'} pod left",
+        f"{seen['offered_per_second']:.0f}/s offered for {seconds} s to two pods of 0.15 cores with a peak of"
+        f" {peak:.0f}/s",
+        f"{seen['per_second']:.0f}/s right ({seen['per_second'] / peak:.0%} of the peak), p99 {seen['p99_s']:.2f} s;"
+        f" the rest: {lost(seen)}, refused after {1000 * seen['shed_p50_s']:.1f} ms (p99"
+        f" {1000 * seen['shed_p99_s']:.0f}); {'no' if steady else 'a'} pod left",
         ">= 90 %, 503 in < 50 ms, no pod",
     )
-    report("memory of TorchServe in each pod meanwhile, MiB", "; ".join("/".join(f"{m:.0f}" for m in at) for at in memory), "flat")
+    report(
+        "memory of TorchServe in each pod meanwhile, MiB",
+        "; ".join("/".join(f"{m:.0f}" for m in at) for at in memory),
+        "flat",
+    )
     report("latency afterwards as before, within", f"{recovered} s", "<= 5 s")
     assert steady
     assert set(seen["outcomes"]) == {"right", "shed"}
@@ -135,7 +151,9 @@ def test_overload_is_shed_and_what_is_accepted_is_in_time(report):
 
 
 def follow_a_step(report, name):
-    """From one pod's capacity to three times that for two minutes, and back; asserts that pods come and go once, and nothing is lost."""
+    """From one pod's capacity to three times that for two minutes, and back; asserts that pods come and go once, and
+    nothing is lost.
+    """
     one = load(32, 15)["per_second"] / 2
     settled(2)
     sizes = []
@@ -154,13 +172,18 @@ def follow_a_step(report, name):
             follow(120)
             step = high.result()
         follow(200)
-    events = json.loads(ours("get", "events", "--field-selector", "involvedObject.name=emnist,reason=SuccessfulRescale", "--output=json").stdout)[
-        "items"
+    events = json.loads(
+        ours(
+            "get", "events", "--field-selector", "involvedObject.name=emnist,reason=SuccessfulRescale", "--output=json"
+        ).stdout
+    )["items"]
+    newest = sorted((event for event in events if event["lastTimestamp"]), key=lambda event: event["lastTimestamp"])[
+        -len(sizes) + 1 :
     ]
-    newest = sorted((event for event in events if event["lastTimestamp"]), key=lambda event: event["lastTimestamp"])[-len(sizes) + 1 :]
     sent = sum(low["outcomes"].values()) + sum(step["outcomes"].values())
     report(
-        f"autoscaler by {name}: {one:.0f}/s, {3 * one:.0f}/s for two minutes, {one:.0f}/s; pods in {time.monotonic() - started:.0f} s",
+        f"autoscaler by {name}: {one:.0f}/s, {3 * one:.0f}/s for two minutes, {one:.0f}/s; pods in"
+        f" {time.monotonic() - started:.0f} s",
         f"{' -> '.join(map(str, sizes))}; {sum(lost(low).values()) + sum(lost(step).values())} of {sent:,} lost; "
         f"events: {'; '.join(event['message'] for event in newest)}",
         "up once, down once, 0 lost",
@@ -175,7 +198,9 @@ def follow_a_step(report, name):
 
 def shortened(metric):
     """A patch of the autoscaler: windows of a test's length."""
-    behavior = {"scaleDown": {"stabilizationWindowSeconds": 60, "policies": [{"type": "Pods", "value": 1, "periodSeconds": 15}]}}
+    behavior = {
+        "scaleDown": {"stabilizationWindowSeconds": 60, "policies": [{"type": "Pods", "value": 1, "periodSeconds": 15}]}
+    }
     return json.dumps({"spec": {"maxReplicas": 6, "behavior": behavior} | ({"metrics": [metric]} if metric else {})})
 
 
@@ -183,7 +208,10 @@ def test_the_autoscaler_follows_a_step_and_comes_back(report, cluster):
     if kubectl("top", "pods", "--namespace", NAMESPACE, check=False).returncode != 0:
         pytest.skip("the cluster has no metrics-server, which the autoscaler needs")
     apply_everything(cluster.folder)
-    metric = {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "AverageValue", "averageValue": "150m"}}}
+    metric = {
+        "type": "Resource",
+        "resource": {"name": "cpu", "target": {"type": "AverageValue", "averageValue": "150m"}},
+    }
     ours("patch", "hpa", "emnist", "--patch", shortened(metric))
     pods_of(200)
     follow_a_step(report, "CPU time, pods of 0.2 cores")
@@ -195,7 +223,12 @@ def adapter(tmp_path, cluster):
     if kubectl("get", "apiservices", check=False).stdout.count("custom.metrics.k8s.io"):
         pytest.skip("the cluster has an adapter of its own for custom metrics")
     certificate = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=adapter.monitoring.svc"]
-    subprocess.run(["openssl", "req", *certificate, "-keyout", "tls.key", "-out", "tls.crt"], cwd=tmp_path, capture_output=True, check=True)
+    subprocess.run(
+        ["openssl", "req", *certificate, "-keyout", "tls.key", "-out", "tls.crt"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
     shutil.copy(HERE / "metrics_adapter.py", tmp_path)
     manifests = (HERE / "metrics_adapter.yaml").read_text().replace("ADAPTER_IMAGE", f"{PREFIX}-batch:{VERSION}")
     overlay = str(cluster.folder / "k8s" / "overlays" / "in-flight")
@@ -203,9 +236,13 @@ def adapter(tmp_path, cluster):
     try:
         kubectl("create", "configmap", "adapter", "--namespace=monitoring", f"--from-file={tmp_path}")
         kubectl("apply", "-f", "-", stdin=manifests)
-        kubectl("apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", overlay).stdout)
+        kubectl(
+            "apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", overlay).stdout
+        )
         asked = f"/apis/custom.metrics.k8s.io/v1beta2/namespaces/{NAMESPACE}/pods/*/emnist_requests_in_flight"
-        wait_for("a value for each pod", lambda: kubectl("get", "--raw", asked, check=False).stdout.count("value") >= 2, 60)
+        wait_for(
+            "a value for each pod", lambda: kubectl("get", "--raw", asked, check=False).stdout.count("value") >= 2, 60
+        )
         yield
     finally:
         kubectl("delete", "-f", "-", stdin=manifests, check=False)

@@ -1,6 +1,8 @@
-"""Everything on a real cluster: the one of the current kubeconfig context, in the namespace `emnist`, which is removed again.
+"""Everything on a real cluster: the one of the current kubeconfig context, in the namespace `emnist`, which is removed
+again.
 
-`make cluster-test` builds the images and brings them onto the nodes first. The tests build on one another, in their order.
+`make cluster-test` builds the images and brings them onto the nodes first. The tests build on one another, in their
+order.
 """
 
 import csv
@@ -79,7 +81,10 @@ def test_rest_through_the_service(report):
 
 
 def test_the_first_run_scored_the_samples(cluster, report):
-    report("the first run's Job, complete after", f"{wait_for('the first run', lambda: finished('emnist-batch'), 120):.0f} s more")
+    report(
+        "the first run's Job, complete after",
+        f"{wait_for('the first run', lambda: finished('emnist-batch'), 120):.0f} s more",
+    )
     log = ours("logs", "job/emnist-batch").stdout
     assert "scoring the bundled samples instead" in log
     assert "13 ok, 0 rejected, 0 error" in log
@@ -94,11 +99,18 @@ def test_a_second_apply_changes_nothing(cluster, report):
     kinds = "configmaps,networkpolicies,pvc,deployments,replicasets,services,hpa,pdb,cronjobs,jobs,pods"
 
     def state():
-        return {(o["kind"], o["metadata"]["name"]): (o["metadata"]["uid"], o.get("spec"), o.get("data")) for o in get(kinds)["items"]}
+        return {
+            (o["kind"], o["metadata"]["name"]): (o["metadata"]["uid"], o.get("spec"), o.get("data"))
+            for o in get(kinds)["items"]
+        }
 
     before = state()
     done = apply_everything(cluster.folder)
-    report("second apply", f"exit {done.returncode}, {'nothing' if state() == before else 'something'} changed", "exit 0, nothing changed")
+    report(
+        "second apply",
+        f"exit {done.returncode}, {'nothing' if state() == before else 'something'} changed",
+        "exit 0, nothing changed",
+    )
     assert state() == before
 
 
@@ -110,11 +122,19 @@ def test_a_next_run_over_own_pictures(cluster, report):
         shutil.copy(sample, pictures)
     (pictures / "broken.png").write_bytes(b"junk")
     (commands,) = [block for block in (ROOT / "README.md").read_text().split("```")[1::2] if "cp my-pictures" in block]
-    done = subprocess.run(["bash", "-euxc", commands], cwd=cluster.folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        ["bash", "-euxc", commands], cwd=cluster.folder, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
-    outcomes = {Path(row["path"]).name: row["character"] or row["status"] for row in csv.DictReader((cluster.folder / "march.csv").open(newline=""))}
+    outcomes = {
+        Path(row["path"]).name: row["character"] or row["status"]
+        for row in csv.DictReader((cluster.folder / "march.csv").open(newline=""))
+    }
     expected = {path.name: path.name[0] for path in SAMPLES.iterdir()} | {"broken.png": "error"}
-    report("next run over copied pictures", f"{sum(outcomes.get(k) == v for k, v in expected.items())} of {len(expected)} rows as expected")
+    report(
+        "next run over copied pictures",
+        f"{sum(outcomes.get(k) == v for k, v in expected.items())} of {len(expected)} rows as expected",
+    )
     assert outcomes == expected
     assert get("job", "march")["status"]["succeeded"] == 1
     first = result("emnist-batch.csv")
@@ -132,12 +152,17 @@ def test_an_upgrade_is_one_command_each(cluster, report):
     ours("rollout", "status", "deployment/emnist", "--timeout=120s")
     pods = serve_pods()
     assert before.isdisjoint(pod["metadata"]["name"] for pod in pods)
-    assert len({pod["spec"]["nodeName"] for pod in pods if is_ready(pod)}) == min(2, len(schedulable_nodes())), "still spread"
+    assert len({pod["spec"]["nodeName"] for pod in pods if is_ready(pod)}) == min(2, len(schedulable_nodes())), (
+        "still spread"
+    )
     ours("create", "job", "upgraded", "--from=cronjob/emnist-batch")
     wait_for("the run after the upgrade", lambda: finished("upgraded"), 120)
     with files(cluster.folder):
         first, march, upgraded = (result(f"{name}.csv") for name in ("emnist-batch", "march", "upgraded"))
-    report("upgrade of service and batch, a run after it", f"{len(upgraded)} rows; the earlier results still have {len(first)} and {len(march)}")
+    report(
+        "upgrade of service and batch, a run after it",
+        f"{len(upgraded)} rows; the earlier results still have {len(first)} and {len(march)}",
+    )
     assert upgraded == march
     assert len(first) == len(list(SAMPLES.iterdir()))
     ours("delete", "job", "emnist-batch")
@@ -157,7 +182,11 @@ def test_a_tag_that_is_not_there_changes_nothing_for_clients(report):
         return {s["state"].get("waiting", {}).get("reason") for s in statuses}
 
     wait_for("the missing image's message", lambda: reasons() & {"ErrImagePull", "ImagePullBackOff"}, 60)
-    report("upgrade to a tag that is not there", f"{', '.join(sorted(filter(None, reasons())))}; {ready_count()} pods serve on", "2 pods serve on")
+    report(
+        "upgrade to a tag that is not there",
+        f"{', '.join(sorted(filter(None, reasons())))}; {ready_count()} pods serve on",
+        "2 pods serve on",
+    )
     assert ready_count() >= 2
     ours("rollout", "undo", "deployment/emnist")
     ours("rollout", "status", "deployment/emnist", "--timeout=120s")
@@ -179,7 +208,12 @@ def test_a_claim_that_cannot_be_bound_says_so(report):
     (claim,) = [c for c in get("pvc")["items"] if c["metadata"]["name"] == "emnist-pictures"]
     spec = {**claim["spec"], "storageClassName": "nowhere"}
     spec.pop("volumeName", None)
-    pending = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "pending", "namespace": NAMESPACE}, "spec": spec}
+    pending = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "pending", "namespace": NAMESPACE},
+        "spec": spec,
+    }
     kubectl("apply", "-f", "-", stdin=json.dumps(pending))
     wait_for("an event", lambda: "nowhere" in ours("describe", "pvc", "pending").stdout.partition("Events:")[2], 60)
     report("a claim of an unknown storage class", "`kubectl describe pvc` names it")
@@ -189,7 +223,9 @@ def test_a_claim_that_cannot_be_bound_says_so(report):
 def test_a_gpu_that_no_node_has_is_said(cluster, report):
     """One pod goes first, for a GPU may be its own; the others serve on. Then the Deployment is as before."""
     folder = cluster.folder / "k8s" / "overlays" / "gpu"
-    kubectl("apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(folder)).stdout)
+    kubectl(
+        "apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(folder)).stdout
+    )
     wait_for("the scheduler's message", lambda: "Insufficient nvidia.com/gpu" in ours("get", "events").stdout, 60)
     seen = f"Insufficient nvidia.com/gpu; {ready_count()} of 2 pods serve on"
     report("the overlay `gpu` where no node has one", seen, "1 serves on")
@@ -200,7 +236,9 @@ def test_a_gpu_that_no_node_has_is_said(cluster, report):
 
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (K8S / "overlays").iterdir()))
 def test_the_overlays_are_accepted(cluster, overlay):
-    rendered = kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(cluster.folder / "k8s" / "overlays" / overlay)).stdout
+    rendered = kubectl(
+        "kustomize", "--load-restrictor", "LoadRestrictionsNone", str(cluster.folder / "k8s" / "overlays" / overlay)
+    ).stdout
     if overlay == "nfs":  # it stands in the place of k8s/, whose claim cannot be changed any more
         rendered = rendered.replace("name: emnist-pictures", "name: emnist-archive").replace(
             "volumeName: emnist-pictures", "volumeName: emnist-archive"
@@ -209,7 +247,7 @@ def test_the_overlays_are_accepted(cluster, overlay):
 
 
 def test_the_network_policy(report):
-    (pod, *_) = serve_pods()
+    pod, *_ = serve_pods()
     address, ports = pod["status"]["podIP"], (EDGE_PORT, PROBE_PORT, *INNER_PORTS)
     closed = in_cluster("reach", address, *ports)
     ours("delete", "networkpolicy", "emnist-serve")
@@ -224,21 +262,31 @@ def test_the_network_policy(report):
 
 
 def test_prometheus_alone_reads_the_metrics(cluster, report):
-    """The overlay's policy, whose namespace is made the strangers'; what it lets in is a pod with Prometheus's label."""
+    """The overlay's policy, whose namespace is made the strangers'; what it lets in is a pod with Prometheus's
+    label.
+    """
     rendered = kubectl("kustomize", str(cluster.folder / "k8s" / "overlays" / "monitoring")).stdout
     own_namespace = "kubernetes.io/metadata.name: monitoring"
     assert rendered.count(own_namespace) == 1
     kubectl("apply", "-f", "-", stdin=rendered.replace(own_namespace, f"kubernetes.io/metadata.name: {STRANGERS}"))
     start_pod("prometheus")
     wait_for_pod("prometheus")
-    (pod, *_) = serve_pods()
+    pod, *_ = serve_pods()
     address, ports = pod["status"]["podIP"], (EDGE_PORT, PROBE_PORT, *INNER_PORTS)
-    wait_for("the way to the metrics", lambda: in_cluster("reach", address, PROBE_PORT, pod="prometheus") == [PROBE_PORT], 30)
+    wait_for(
+        "the way to the metrics", lambda: in_cluster("reach", address, PROBE_PORT, pod="prometheus") == [PROBE_PORT], 30
+    )
     reached = {name: in_cluster("reach", address, *ports, pod=name) for name in ("prometheus", "stranger")}
-    report("with `overlays/monitoring`: ports that Prometheus reaches, and a stranger", f"{reached['prometheus']}, {reached['stranger']}")
+    report(
+        "with `overlays/monitoring`: ports that Prometheus reaches, and a stranger",
+        f"{reached['prometheus']}, {reached['stranger']}",
+    )
     assert reached == {"prometheus": [EDGE_PORT, PROBE_PORT], "stranger": [EDGE_PORT]}
     for path, metric in (("metrics", "haproxy_frontend_http_requests_total"), ("metrics/model", "emnist_workers")):
-        script = f"import urllib.request as u; print(u.urlopen('http://{address}:{PROBE_PORT}/{path}', timeout=5).read().decode())"
+        script = (
+            f"import urllib.request as u; print(u.urlopen('http://{address}:{PROBE_PORT}/{path}',"
+            " timeout=5).read().decode())"
+        )
         assert metric in kubectl("exec", "--namespace", STRANGERS, "prometheus", "--", "python", "-c", script).stdout
     assert get("configmap", "emnist-dashboard")["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(get("configmap", "emnist-dashboard")["data"]["emnist.json"])["panels"]
@@ -265,7 +313,10 @@ def test_a_pod_whose_workers_die_leaves_and_comes_back(report):
     try:
 
         def restarted():
-            return restarts(next(pod for pod in serve_pods() if pod["metadata"]["name"] == name))["torchserve"] > before["torchserve"]
+            return (
+                restarts(next(pod for pod in serve_pods() if pod["metadata"]["name"] == name))["torchserve"]
+                > before["torchserve"]
+            )
 
         seconds = wait_for("a restart of TorchServe", restarted, 120)
     finally:

@@ -64,7 +64,9 @@ def serving():
 
 @pytest.mark.parametrize("user", ["10001:10001", ANY_USER])
 def test_the_service_answers_with_a_read_only_root_and_ends_in_order(serving, root, user):
-    name, url = serving("--read-only", "--tmpfs", "/tmp", "--user", user, "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+    name, url = serving(
+        "--read-only", "--tmpfs", "/tmp", "--user", user, "--cap-drop", "ALL", "--security-opt", "no-new-privileges"
+    )
     assert "<canvas" in requests.get("http://127.0.0.1:8000", timeout=START_TIMEOUT_S).text
     with Client(url) as client:
         for sample in sorted((root / "serving" / "samples").iterdir()):
@@ -102,7 +104,9 @@ def test_the_batch_program_scores_a_mounted_folder(root, tmp_path):
 def test_the_batch_program_scores_the_samples_without_arguments(root):
     done = docker("run", "--rm", "--read-only", BATCH)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert [row["character"] for row in rows] == sorted(path.name[0] for path in (root / "serving" / "samples").iterdir())
+    assert [row["character"] for row in rows] == sorted(
+        path.name[0] for path in (root / "serving" / "samples").iterdir()
+    )
 
 
 def test_the_batch_program_says_what_is_wrong():
@@ -139,7 +143,13 @@ def test_the_training_image_trains_evaluates_and_exports(tmp_path, emnist_root):
     tmp_path.chmod(0o755)
     few = [
         f"--set={value}"
-        for value in ("schedule.epochs=2", "schedule.batch_size=64", "data.train_split=balanced", "model.widths=[8,16]", "data.degraded_copies=0")
+        for value in (
+            "schedule.epochs=2",
+            "schedule.batch_size=64",
+            "data.train_split=balanced",
+            "model.widths=[8,16]",
+            "data.degraded_copies=0",
+        )
     ]
     few.append("--set=data.validation_fraction=0.1")
     volumes = ("-v", f"{data}:/data", "-v", f"{out}:/out")
@@ -157,8 +167,24 @@ def test_training_saves_itself_when_told_to_end(tmp_path, emnist_root):
     out.chmod(0o777)
     tmp_path.chmod(0o755)
     name = f"emnist-test-{uuid.uuid4().hex[:8]}"
-    endless = [f"--set={value}" for value in ("schedule.epochs=100000", "data.train_split=balanced", "data.validation_fraction=0.1")]
-    docker("run", "--detach", "--name", name, "-v", f"{emnist_root}:/data:ro", "-v", f"{out}:/out", TRAIN, "--name", "long", *endless)
+    endless = [
+        f"--set={value}"
+        for value in ("schedule.epochs=100000", "data.train_split=balanced", "data.validation_fraction=0.1")
+    ]
+    docker(
+        "run",
+        "--detach",
+        "--name",
+        name,
+        "-v",
+        f"{emnist_root}:/data:ro",
+        "-v",
+        f"{out}:/out",
+        TRAIN,
+        "--name",
+        "long",
+        *endless,
+    )
     try:
         deadline = time.monotonic() + 60
         while not (out / "long" / "last.pt").exists() and time.monotonic() < deadline:
@@ -182,6 +208,10 @@ def test_the_images_hold_no_more_than_they_need(image):
     assert inspected["Size"] / 1e6 < MAX_MB[image]
     assert inspected["Config"]["User"] == "10001:10001"
     assert inspected["Config"]["Labels"]["org.opencontainers.image.version"] == VERSION
-    look = "find / -xdev ( -name tests -o -name pip -o -name gcc -o -name cc -o -name javac ) -not -path '/proc/*' -print"
-    found = docker("run", "--rm", "--user", "0:0", "--entrypoint", "sh", image, "-c", look.replace("(", "\\(").replace(")", "\\)")).stdout.split()
+    look = (
+        "find / -xdev ( -name tests -o -name pip -o -name gcc -o -name cc -o -name javac ) -not -path '/proc/*' -print"
+    )
+    found = docker(
+        "run", "--rm", "--user", "0:0", "--entrypoint", "sh", image, "-c", look.replace("(", "\\(").replace(")", "\\)")
+    ).stdout.split()
     assert not [path for path in found if not path.startswith(("/usr/share", "/var/lib/dpkg"))]

@@ -1,7 +1,7 @@
 """That no request is lost: restarts, upgrades, drained nodes, killed processes; on a real cluster.
 
-`make chaos-test` builds the images and brings them onto the nodes first. The load comes from a pod of another namespace:
-users with one connection each for the whole run, no retries, every answer checked.
+`make chaos-test` builds the images and brings them onto the nodes first. The load comes from a pod of another
+namespace: users with one connection each for the whole run, no retries, every answer checked.
 """
 
 import os
@@ -34,14 +34,22 @@ pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("cluster")]
 OTHER_MODEL = f"{PREFIX}-serve:{VERSION}-other"  # the same network under another version, k8s/tests/other_model.py
 MIN_REQUESTS = 2000
 WORKER_BATCH = 16  # batchSize of serving/service/model-config.yaml: what one worker may have in flight
-BROKEN_OFF = {"status 502 internal_error", "shed", "status 504 deadline"}  # 502, 503 with Retry-After, 504: each said in time
+BROKEN_OFF = {
+    "status 502 internal_error",
+    "shed",
+    "status 504 deadline",
+}  # 502, 503 with Retry-After, 504: each said in time
 IN_FLIGHT = 128  # MAX_IN_FLIGHT of k8s/10-config.yaml: what one TorchServe may have
-KILL_NODE = os.environ.get("KILL_NODE")  # a command that is given a node's name and takes it away at once, as a power cut does
+KILL_NODE = os.environ.get(
+    "KILL_NODE"
+)  # a command that is given a node's name and takes it away at once, as a power cut does
 
-# Sends a signal to the first worker, or to all; a container's first process takes no SIGKILL from its own, so Java gets SIGSEGV.
+# Sends a signal to the first worker, or to all; a container's first process takes no SIGKILL from its own, so Java gets
+# SIGSEGV.
 SIGNAL_WORKERS = """
 import os, pathlib, signal, sys
-workers = [int(f.name) for f in pathlib.Path("/proc").glob("[0-9]*") if b"model_service_worker" in (f / "cmdline").read_bytes()]
+processes = pathlib.Path("/proc").glob("[0-9]*")
+workers = [int(f.name) for f in processes if b"model_service_worker" in (f / "cmdline").read_bytes()]
 workers = sorted(pid for pid in workers if pid != os.getpid())
 for pid in workers[: int(sys.argv[2])]:
     os.kill(pid, signal.Signals[sys.argv[1]])
@@ -52,7 +60,11 @@ CRASH_JAVA = "import os, signal; os.kill(1, signal.SIGSEGV)"
 def note(report, event, seen, wanted="0"):
     sent, slowest = sum(seen["outcomes"].values()), max(slowest for _, slowest in seen["windows"].values())
     instead = "".join(f", {count} {outcome}" for outcome, count in lost(seen).items())
-    report(event, f"{sum(lost(seen).values())} of {sent:,} lost{instead}; p99 {seen['p99_s']:.2f} s, slowest {slowest:.1f} s", wanted)
+    report(
+        event,
+        f"{sum(lost(seen).values())} of {sent:,} lost{instead}; p99 {seen['p99_s']:.2f} s, slowest {slowest:.1f} s",
+        wanted,
+    )
     assert sent >= MIN_REQUESTS
     assert seen["mixed_connections"] == 0, "one connection, one version of the model"
 
@@ -158,5 +170,10 @@ def test_a_node_that_vanishes_costs_until_it_is_noticed(report, half):
         noticed = time.monotonic() - killed
         time.sleep(20)
     first, last = seen["failures"][0][0], seen["failures"][-1][0]
-    note(report, f"a node that vanishes, noticed after {noticed:.0f} s; losses over {last - first:.0f} s", seen, "an end when noticed")
+    note(
+        report,
+        f"a node that vanishes, noticed after {noticed:.0f} s; losses over {last - first:.0f} s",
+        seen,
+        "an end when noticed",
+    )
     assert last - first <= noticed + 10

@@ -1,4 +1,6 @@
-"""The manifests without a cluster: their schemas, their names, what must stand in them, and that each overlay renders."""
+"""The manifests without a cluster: their schemas, their names, what must stand in them, and that each overlay
+renders.
+"""
 
 import re
 import shutil
@@ -65,10 +67,22 @@ def one(kind, name=None):
 
 def test_everything_is_there_and_what_others_need_comes_first():
     kinds = [found["kind"] for found in BASE]
-    expected = {"Namespace", "ConfigMap", "NetworkPolicy", "PersistentVolumeClaim", "Deployment", "Service", "HorizontalPodAutoscaler"}
+    expected = {
+        "Namespace",
+        "ConfigMap",
+        "NetworkPolicy",
+        "PersistentVolumeClaim",
+        "Deployment",
+        "Service",
+        "HorizontalPodAutoscaler",
+    }
     assert set(kinds) == expected | {"PodDisruptionBudget", "CronJob", "Job"}
     assert kinds[0] == "Namespace"
-    assert max(kinds.index(kind) for kind in ("ConfigMap", "PersistentVolumeClaim")) < kinds.index("Deployment") < kinds.index("Job")
+    assert (
+        max(kinds.index(kind) for kind in ("ConfigMap", "PersistentVolumeClaim"))
+        < kinds.index("Deployment")
+        < kinds.index("Job")
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -160,7 +174,11 @@ def test_selectors_find_the_pods():
     policies = {found["metadata"]["name"]: found["spec"] for found in BASE if found["kind"] == "NetworkPolicy"}
     for name, component in (("emnist", "serve"), ("emnist-web", "web")):
         deployment = one("Deployment", name)["spec"]
-        services = [found for found in BASE if found["kind"] == "Service" and found["metadata"]["labels"]["app.kubernetes.io/component"] == component]
+        services = [
+            found
+            for found in BASE
+            if found["kind"] == "Service" and found["metadata"]["labels"]["app.kubernetes.io/component"] == component
+        ]
         assert services
         for selector in (
             deployment["selector"]["matchLabels"],
@@ -183,19 +201,30 @@ def test_a_pod_that_is_stuck_does_not_block_the_drain_of_its_node():
 
 
 def test_only_the_edge_has_ports(root):
-    containers = {container["name"]: container for container in containers_of(one("Deployment", "emnist")["spec"]["template"]["spec"])}
+    containers = {
+        container["name"]: container
+        for container in containers_of(one("Deployment", "emnist")["spec"]["template"]["spec"])
+    }
     assert "ports" not in containers["torchserve"]
     assert {port["containerPort"] for port in containers["haproxy"]["ports"]}.isdisjoint(SECRET_PORTS)
-    addresses = re.findall(r"^\w+_address=http://([\d.]+):", (root / "serving" / "service" / "config.properties").read_text(), re.MULTILINE)
+    addresses = re.findall(
+        r"^\w+_address=http://([\d.]+):", (root / "serving" / "service" / "config.properties").read_text(), re.MULTILINE
+    )
     assert addresses == ["127.0.0.1"] * 2, "and one is a socket"
 
 
 def test_every_setting_of_the_config_maps_is_read_by_something(root):
     maps = {found["metadata"]["name"]: found["data"] for found in BASE if found["kind"] == "ConfigMap"}
-    edge = (root / "serving" / "service" / "haproxy.cfg").read_text() + (root / "serving" / "service" / "pod.py").read_text()
+    edge = (root / "serving" / "service" / "haproxy.cfg").read_text() + (
+        root / "serving" / "service" / "pod.py"
+    ).read_text()
     assert [name for name in maps["emnist-haproxy"] if name not in edge] == []
-    keys = {line.partition("=")[0] for line in (root / "serving" / "service" / "config.properties").read_text().splitlines()}
-    assert [name for name in maps["emnist-torchserve"] if name.removeprefix("TS_").lower() not in keys | {"java_options"}] == []
+    keys = {
+        line.partition("=")[0] for line in (root / "serving" / "service" / "config.properties").read_text().splitlines()
+    }
+    assert [
+        name for name in maps["emnist-torchserve"] if name.removeprefix("TS_").lower() not in keys | {"java_options"}
+    ] == []
     from_environment(maps["emnist-web"])
     assert [name for name in maps["emnist-web"] if name.lower() not in vars(Settings())] == []
 
@@ -254,14 +283,20 @@ def test_an_upgrade_needs_no_gpu_more_than_there_are():
 @pytest.mark.parametrize("folder", [K8S, K8S / "overlays" / "shards"], ids=lambda folder: folder.name)
 def test_the_shards_of_a_run_are_as_many_as_its_pods(folder):
     (job,) = [found["spec"]["jobTemplate"]["spec"] for found in kustomize(folder) if found["kind"] == "CronJob"]
-    variables = {variable["name"]: variable.get("value") for variable in job["template"]["spec"]["containers"][0]["env"]}
+    variables = {
+        variable["name"]: variable.get("value") for variable in job["template"]["spec"]["containers"][0]["env"]
+    }
     assert job["completionMode"] == "Indexed"
     assert job["completions"] == job["parallelism"] == int(variables["SHARDS"])
 
 
 def test_a_batch_that_cannot_get_better_is_not_tried_again():
     spec = one("CronJob")["spec"]["jobTemplate"]["spec"]
-    by_code = {code: rule["action"] for rule in spec["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])}
+    by_code = {
+        code: rule["action"]
+        for rule in spec["podFailurePolicy"]["rules"]
+        for code in rule.get("onExitCodes", {}).get("values", [])
+    }
     assert by_code == {program.WRONG_USE: "FailJob", program.NO_PICTURES: "FailJob", program.INCOMPLETE: "FailIndex"}
     assert spec["backoffLimitPerIndex"] > 0, "which FailIndex needs"
 
@@ -271,7 +306,9 @@ def test_the_first_run_is_the_template_of_all_runs():
     assert one("CronJob")["spec"]["suspend"] is True
     assert first["template"]["spec"] == template["template"]["spec"]
     assert first["podFailurePolicy"] == template["podFailurePolicy"]
-    assert all(first[key] == template[key] for key in ("completionMode", "completions", "parallelism", "backoffLimitPerIndex"))
+    assert all(
+        first[key] == template[key] for key in ("completionMode", "completions", "parallelism", "backoffLimitPerIndex")
+    )
     assert first["template"]["metadata"]["labels"].items() ^ template["template"]["metadata"]["labels"].items() == {
         ("emnist/if-empty", "samples"),
         ("emnist/if-empty", "fail"),
@@ -288,12 +325,20 @@ def test_a_training_job_goes_on_after_an_eviction_and_not_after_a_wrong_setting(
     assert container["image"] == f"emnist-train:{tag}"
     assert container["resources"]["limits"].get("nvidia.com/gpu") == gpus
     assert "--go-on" in container["args"]
-    by_code = {code: rule["action"] for rule in job["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])}
+    by_code = {
+        code: rule["action"]
+        for rule in job["podFailurePolicy"]["rules"]
+        for code in rule.get("onExitCodes", {}).get("values", [])
+    }
     assert by_code == {WRONG_USE: "FailJob", INTERRUPTED: "Ignore"}
-    assert {rule["onExitCodes"]["containerName"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule} == {container["name"]}
+    assert {
+        rule["onExitCodes"]["containerName"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule
+    } == {container["name"]}
     assert job["podReplacementPolicy"] == "Failed"
     claims = {found["metadata"]["name"] for found in objects if found["kind"] == "PersistentVolumeClaim"}
     (files,) = [found["spec"] for found in kustomize(K8S / "overlays" / "train-files") if found["kind"] == "Pod"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert {mount["name"]: mount["mountPath"] for mount in files["containers"][0]["volumeMounts"]}.items() <= mounts.items()
+    assert {
+        mount["name"]: mount["mountPath"] for mount in files["containers"][0]["volumeMounts"]
+    }.items() <= mounts.items()
     assert {volume["persistentVolumeClaim"]["claimName"] for volume in files["volumes"]} == claims

@@ -11,7 +11,8 @@ from test_manifests import BASE, K8S, kustomize, needs_kubectl
 OVERLAY = K8S / "overlays" / "monitoring"
 
 needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is missing: it comes with Prometheus (Debian: prometheus; prometheus.io/download)"
+    shutil.which("promtool") is None,
+    reason="promtool is missing: it comes with Prometheus (Debian: prometheus; prometheus.io/download)",
 )
 
 
@@ -21,7 +22,9 @@ def promtool(*arguments):
 
 @needs_promtool
 @pytest.mark.parametrize(
-    "arguments", [("check", "rules", OVERLAY / "rules.yaml"), ("test", "rules", OVERLAY / "rules.test.yaml")], ids=lambda a: a[0]
+    "arguments",
+    [("check", "rules", OVERLAY / "rules.yaml"), ("test", "rules", OVERLAY / "rules.test.yaml")],
+    ids=lambda a: a[0],
 )
 def test_the_alerts_are_well_formed_and_ring_when_they_should(arguments):
     done = promtool(*arguments)
@@ -37,12 +40,17 @@ def test_prometheus_takes_the_jobs():
 
 
 def test_every_alert_is_tested_and_says_what_to_do():
-    rules = [rule for group in yaml.safe_load((OVERLAY / "rules.yaml").read_text())["groups"] for rule in group["rules"]]
+    rules = [
+        rule for group in yaml.safe_load((OVERLAY / "rules.yaml").read_text())["groups"] for rule in group["rules"]
+    ]
     tests = yaml.safe_load((OVERLAY / "rules.test.yaml").read_text())["tests"]
     rung = {test["alertname"] for one in tests for test in one["alert_rule_test"] if test.get("exp_alerts")}
     silent = {test["alertname"] for one in tests for test in one["alert_rule_test"] if not test.get("exp_alerts")}
     assert {rule["alert"] for rule in rules} == rung == silent
-    assert all(rule["labels"]["severity"] in ("critical", "warning") and set(rule["annotations"]) == {"summary", "action"} for rule in rules)
+    assert all(
+        rule["labels"]["severity"] in ("critical", "warning") and set(rule["annotations"]) == {"summary", "action"}
+        for rule in rules
+    )
 
 
 def test_prometheus_finds_the_pods_and_their_port():
@@ -51,7 +59,9 @@ def test_prometheus_finds_the_pods_and_their_port():
     for job in yaml.safe_load((OVERLAY / "prometheus.yaml").read_text())["scrape_configs"]:
         (discovery,) = job["kubernetes_sd_configs"]
         (selector,) = discovery["selectors"]
-        assert dict(pair.split("=") for pair in selector["label"].split(",")).items() <= pod["metadata"]["labels"].items()
+        assert (
+            dict(pair.split("=") for pair in selector["label"].split(",")).items() <= pod["metadata"]["labels"].items()
+        )
         assert job["relabel_configs"][0]["regex"] in ports
 
 
@@ -61,7 +71,9 @@ def test_prometheus_alone_may_read(name):
     (policy,) = [found for found in kustomize(OVERLAY.parent / name) if found["kind"] == "NetworkPolicy"]
     (rule,) = policy["spec"]["ingress"]
     assert [port["port"] for port in rule["ports"]] == ["probes"]
-    assert [set(who) for who in rule["from"]] == [{"namespaceSelector", "podSelector"}], "who is in that namespace and is that pod"
+    assert [set(who) for who in rule["from"]] == [{"namespaceSelector", "podSelector"}], (
+        "who is in that namespace and is that pod"
+    )
 
 
 @needs_kubectl

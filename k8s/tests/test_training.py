@@ -1,4 +1,5 @@
-"""Training on the cluster: a short Job whose pod is told to end in the middle, and its model brought to the service under load.
+"""Training on the cluster: a short Job whose pod is told to end in the middle, and its model brought to the service
+under load.
 
 Part of `make cluster-test`, which builds the training image without CUDA. The Job trains on the tests' own few images.
 """
@@ -17,8 +18,20 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 IMAGES = ROOT / "training" / "tests" / "fixtures" / "EMNIST"
 JOB, FILES = "emnist-train", "emnist-train-files"
 EPOCHS = 200  # of 8 steps, with a checkpoint after each: long enough to be met in the middle
-SMALL = ("data.train_split=balanced", "data.validation_fraction=0.1", "data.degraded_copies=0", "data.test_pictures=0", "model.stem=16")
-SMALL += ("model.widths=[32,32]", "schedule.batch_size=64", f"schedule.epochs={EPOCHS}", "compile=never", "precision=float32")
+SMALL = (
+    "data.train_split=balanced",
+    "data.validation_fraction=0.1",
+    "data.degraded_copies=0",
+    "data.test_pictures=0",
+    "model.stem=16",
+)
+SMALL += (
+    "model.widths=[32,32]",
+    "schedule.batch_size=64",
+    f"schedule.epochs={EPOCHS}",
+    "compile=never",
+    "precision=float32",
+)
 RESOURCES = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "2Gi"}}
 RUN_TIMEOUT_S = 600
 USERS, RATE = 4, 8  # pictures a second: the images are built meanwhile, perhaps on the same cores
@@ -27,7 +40,9 @@ USERS, RATE = 4, 8  # pictures a second: the images are built meanwhile, perhaps
 def training_objects(folder, name, *overrides):
     """overlays/train-cpu with a Job of that name, which asks for little."""
     overlay = folder / "k8s" / "overlays" / "train-cpu"
-    objects = list(yaml.safe_load_all(kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(overlay)).stdout))
+    objects = list(
+        yaml.safe_load_all(kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(overlay)).stdout)
+    )
     (job,) = [found for found in objects if found["kind"] == "Job"]
     job["metadata"]["name"] = name
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -77,7 +92,11 @@ def trained(cluster, data, report):  # noqa: ARG001  the data has to be there
     second = next(pod["metadata"]["name"] for pod in pods_of(JOB) if pod["metadata"]["name"] != first)
     status, log = get("job", JOB)["status"], log_of(second)
     going_on = re.search(r"going on after step (\d+) of (\d+)", log)
-    report(f"a training Job whose pod is deleted after step {stopped}", going_on[0] if going_on else "started anew", "goes on, and ends")
+    report(
+        f"a training Job whose pod is deleted after step {stopped}",
+        going_on[0] if going_on else "started anew",
+        "goes on, and ends",
+    )
     assert status.get("succeeded") == 1, log
     assert going_on, log
     assert int(going_on[1]) >= stopped
@@ -88,7 +107,11 @@ def test_a_wrong_setting_fails_at_once(cluster, data, report):  # noqa: ARG001  
     apply(training_objects(cluster.folder, "wrong", "optimizer.rl=1"))
     seconds = wait_for("the Job to fail", lambda: finished("wrong"), 120)
     said = "".join(log_of(pod["metadata"]["name"]) for pod in pods_of("wrong"))
-    report("a training Job with a wrong setting", f"Failed after {seconds:.0f} s and {len(pods_of('wrong'))} try: `{said.strip()}`", "1 try")
+    report(
+        "a training Job with a wrong setting",
+        f"Failed after {seconds:.0f} s and {len(pods_of('wrong'))} try: `{said.strip()}`",
+        "1 try",
+    )
     assert len(pods_of("wrong")) == 1
     assert said.startswith("train: unknown setting 'optimizer.rl'")
 
@@ -97,14 +120,23 @@ def test_its_model_goes_to_the_service_by_one_command_and_nothing_is_lost(cluste
     ours("delete", "hpa", "emnist")
     settled(2)
     before = load(USERS, 2)["versions"]
-    command = ["make", "publish", f"NAME={JOB}", f"IMAGE_PREFIX={PREFIX}", f"VERSION={VERSION}", f"MANIFESTS={cluster.folder / 'k8s'}"]
+    command = [
+        "make",
+        "publish",
+        f"NAME={JOB}",
+        f"IMAGE_PREFIX={PREFIX}",
+        f"VERSION={VERSION}",
+        f"MANIFESTS={cluster.folder / 'k8s'}",
+    ]
     with under_load(RATE, USERS) as seen:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr
         rollout()
         settled(2)
     version = Recognizer(ROOT / "runs" / "published" / "emnist.pt").version
-    answered = seen["outcomes"].get("right", 0) + seen["outcomes"].get("wrong", 0)  # what few images taught is often wrong
+    answered = seen["outcomes"].get("right", 0) + seen["outcomes"].get(
+        "wrong", 0
+    )  # what few images taught is often wrong
     sent = sum(seen["outcomes"].values())
     report(f"`make publish`, under load ({' -> '.join(seen['versions'])})", f"{sent - answered} of {sent:,} lost", "0")
     assert answered == sent > 0, seen["outcomes"]

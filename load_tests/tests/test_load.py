@@ -26,7 +26,17 @@ def generous(tmp_path):
 
 @pytest.mark.parametrize("shape", ["steady", "step", "spike"])
 def test_right_answers_within_the_thresholds_end_with_0(root, server, generous, tmp_path, shape):
-    done = locust(root, server.url, "--shape", shape, *generous, "--html", str(tmp_path / "report.html"), "--csv", str(tmp_path / "report"))
+    done = locust(
+        root,
+        server.url,
+        "--shape",
+        shape,
+        *generous,
+        "--html",
+        str(tmp_path / "report.html"),
+        "--csv",
+        str(tmp_path / "report"),
+    )
     assert done.returncode == 0, done.stderr
     assert f"{shape}, 4 users: requests " in done.stderr
     assert (tmp_path / "report.html").stat().st_size > 1000
@@ -38,7 +48,9 @@ def test_a_broken_threshold_and_a_wrong_character_end_with_1(root, server, tmp_p
     (tmp_path / "strict.yaml").write_text("steady: {p50: 0, errors: 0}\n")
     (tmp_path / "pictures").mkdir()
     shutil.copy(root / "serving" / "samples" / "3_clean.png", tmp_path / "pictures" / "8_in_truth_a_3.png")
-    done = locust(root, server.url, "--pictures", str(tmp_path / "pictures"), "--thresholds", str(tmp_path / "strict.yaml"))
+    done = locust(
+        root, server.url, "--pictures", str(tmp_path / "pictures"), "--thresholds", str(tmp_path / "strict.yaml")
+    )
     assert done.returncode == 1
     assert "threshold broken: p50" in done.stderr
     assert "threshold broken: errors 1 > 0" in done.stderr

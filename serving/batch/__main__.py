@@ -4,8 +4,8 @@
 
 Pictures are decoded in processes and scored here in batches of one fixed size, so that an answer does not depend on
 which pictures it shared a batch with. With --output a run that was stopped goes on when it is called again, and several
-processes can share it (--shards). Exit codes: 0 done (bad pictures are rows), 2 wrong use, 3 no picture found, 4 done but
-for sub-folders that cannot be listed, 1 other.
+processes can share it (--shards). Exit codes: 0 done (bad pictures are rows), 2 wrong use, 3 no picture found, 4 done
+but for sub-folders that cannot be listed, 1 other.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def check_usage(settings: Settings) -> None:
     if settings.shards > MAX_SHARDS:
         raise UsageError(f"--shards {settings.shards} is too many; at most {MAX_SHARDS}")
     if settings.shard not in range(settings.shards):
-        raise UsageError(f"--shard {settings.shard} is not one of --shards {settings.shards}: 0 to {settings.shards - 1}")
+        raise UsageError(
+            f"--shard {settings.shard} is not one of --shards {settings.shards}: 0 to {settings.shards - 1}"
+        )
 
 
 def run(settings: Settings) -> int:
@@ -89,29 +91,67 @@ def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m serving.batch", description="Score a directory of pictures, one CSV row a picture.")
-    parser.add_argument("--input", type=path, default=SAMPLES, help="the directory, searched recursively; default: the bundled samples")
-    parser.add_argument("--output", type=path, help="the file to write, with FILE.meta.json beside it; default: standard output")
-    parser.add_argument("--alphabet", default=DEFAULT_ALPHABET, help=f"one of {', '.join(ALPHABET_NAMES)}; default: %(default)s")
-    parser.add_argument("--format", choices=FORMATS, default="csv", help="ascii: lines as '065, path'; default: %(default)s")
-    parser.add_argument("--min-confidence", type=probability, default=0.0, metavar="P", help="answers below P get the status 'rejected'")
-    parser.add_argument("--if-empty", choices=("fail", "samples"), default="fail", help="samples: without any picture, score the bundled samples")
-    parser.add_argument("--keep-old", action="store_true", help="an earlier FILE keeps its content under a name with its time")
-    parser.add_argument(
-        "--escape-formulas", action="store_true", help="a path that a spreadsheet would run gets a ' before it, and then is not the file's name"
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.batch", description="Score a directory of pictures, one CSV row a picture."
     )
-    parser.add_argument("--run", type=not_empty, metavar="ID", help="names the run, whose pictures are listed once; default: by the pictures")
-    parser.add_argument("--shards", type=at_least_one, default=1, metavar="N", help="in how many parts the run is scored; default: %(default)s")
+    parser.add_argument(
+        "--input", type=path, default=SAMPLES, help="the directory, searched recursively; default: the bundled samples"
+    )
+    parser.add_argument(
+        "--output", type=path, help="the file to write, with FILE.meta.json beside it; default: standard output"
+    )
+    parser.add_argument(
+        "--alphabet", default=DEFAULT_ALPHABET, help=f"one of {', '.join(ALPHABET_NAMES)}; default: %(default)s"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="csv", help="ascii: lines as '065, path'; default: %(default)s"
+    )
+    parser.add_argument(
+        "--min-confidence", type=probability, default=0.0, metavar="P", help="answers below P get the status 'rejected'"
+    )
+    parser.add_argument(
+        "--if-empty",
+        choices=("fail", "samples"),
+        default="fail",
+        help="samples: without any picture, score the bundled samples",
+    )
+    parser.add_argument(
+        "--keep-old", action="store_true", help="an earlier FILE keeps its content under a name with its time"
+    )
+    parser.add_argument(
+        "--escape-formulas",
+        action="store_true",
+        help="a path that a spreadsheet would run gets a ' before it, and then is not the file's name",
+    )
+    parser.add_argument(
+        "--run",
+        type=not_empty,
+        metavar="ID",
+        help="names the run, whose pictures are listed once; default: by the pictures",
+    )
+    parser.add_argument(
+        "--shards",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="in how many parts the run is scored; default: %(default)s",
+    )
     parser.add_argument(
         "--shard",
         type=int,
         default=os.environ.get("JOB_COMPLETION_INDEX", "0"),
         metavar="I",
-        help="the part to score, 0 to N-1; default: JOB_COMPLETION_INDEX, else 0; whoever completes the last one writes FILE",
+        help=(
+            "the part to score, 0 to N-1; default: JOB_COMPLETION_INDEX, else 0; whoever completes the last one writes"
+            " FILE"
+        ),
     )
     parser.add_argument("--model", type=path, default=DEFAULT_MODEL, help="the exported model")
     parser.add_argument(
-        "--processes", type=at_least_one, default=cores(), help="that decode, and as many threads that score; default: the cores, %(default)s"
+        "--processes",
+        type=at_least_one,
+        default=cores(),
+        help="that decode, and as many threads that score; default: the cores, %(default)s",
     )
     settings = Settings(**vars(parser.parse_args(argv)))
     if not sys.stderr:  # closed; else the next file would get its number, and what libraries write there
@@ -137,5 +177,7 @@ if __name__ == "__main__":
     code = main()
     ignore_signals()  # while Python ends, too
     if code == FAILED:
-        os._exit(code)  # Python would wait for a decoder that hangs in a read which nothing ends, and flush to who has gone
+        os._exit(
+            code
+        )  # Python would wait for a decoder that hangs in a read which nothing ends, and flush to who has gone
     sys.exit(code)

@@ -1,4 +1,6 @@
-"""The pictures of a directory: found in order, read and prepared in processes, whatever is wrong with one kept with it."""
+"""The pictures of a directory: found in order, read and prepared in processes, whatever is wrong with one kept with
+it.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Stuck(Exception):
 
 
 class Chunk(NamedTuple):
-    """Some pictures, decoded: `errors` holds "" or "code: message" for each, `images` the N good ones as uint8 (N, S, S)."""
+    """Some pictures, decoded: `errors` holds "" or "code: message" for each, `images` the N good ones as uint8 (N, S,
+    S).
+    """
 
     paths: Sequence[str]
     images: npt.NDArray[np.uint8]
@@ -61,11 +65,13 @@ def cores() -> int:
 
 
 def find_pictures(folder: Path, unlisted: list[str] | None = None) -> Iterator[str]:
-    """Every file below `folder` with a picture's suffix, as `folder` joined with its relative path, in code-point order.
+    """Every file below `folder` with a picture's suffix, as `folder` joined with its relative path, in code-point
+    order.
 
     Memory holds the names of the folders on the way to the current one, not the whole tree. Linked folders are not
     followed, so a circle of links ends. A sub-folder that cannot be listed is passed over, and noted in `unlisted` with
-    the reason; one that was removed meanwhile is passed over with a line of the log. Raises OSError for `folder` itself.
+    the reason; one that was removed meanwhile is passed over with a line of the log. Raises OSError for `folder`
+    itself.
     """
     root = folder.as_posix().rstrip("/") + "/"
     waiting = [root]  # the next one last; folders end with "/", which also puts "box.png" before "box/1.png"
@@ -118,13 +124,17 @@ def holds_anything(folder: str) -> bool:
 
 
 def read_file(path: str, folder: str, again: bool = True) -> bytes:
-    """A picture file's content. Raises InvalidImage if it is too large, VolumeAway, or OSError for what is wrong with this file."""
+    """A picture file's content. Raises InvalidImage if it is too large, VolumeAway, or OSError for what is wrong with
+    this file.
+    """
     try:
         status = os.stat(path)  # noqa: PTH116  a Path a picture is slow
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
         if status.st_size > MAX_FILE_BYTES:
-            raise InvalidImage("image_too_large", f"a file of {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+            raise InvalidImage(
+                "image_too_large", f"a file of {status.st_size} bytes; at most {MAX_FILE_BYTES} are read"
+            )
         return Path(path).read_bytes()
     except OSError as error:
         if not holds_anything(folder):
@@ -193,10 +203,11 @@ def _start_decoder(parent: int) -> None:
 
 
 def decode_all(paths: Iterable[str], folder: Path, size: int, pool: ProcessPoolExecutor, ahead: int) -> Iterator[Chunk]:
-    """Decode `paths`, which lie below `folder`, in order, a chunk at a time, with `ahead` chunks in the pool, which bounds the memory.
+    """Decode `paths`, which lie below `folder`, in order, a chunk at a time, with `ahead` chunks in the pool, which
+    bounds the memory.
 
-    While the folder is away, as when its volume is, this waits for VOLUME_TIMEOUT_S and then reads again what it could not.
-    Raises VolumeAway if it does not come back, Stuck if the decoders hang, BrokenProcessPool if one was killed.
+    While the folder is away, as when its volume is, this waits for VOLUME_TIMEOUT_S and then reads again what it could
+    not. Raises VolumeAway if it does not come back, Stuck if the decoders hang, BrokenProcessPool if one was killed.
     """
 
     def submit(chunk: Sequence[str]) -> Future[Chunk]:
@@ -229,7 +240,9 @@ def in_time(future: Future[Result]) -> Result:
 
 
 def wait_for(folder: str, pool: ProcessPoolExecutor) -> None:
-    """Wait until the folder holds anything; a decoder looks, since a look at a dead volume may hang. Raises VolumeAway, Stuck."""
+    """Wait until the folder holds anything; a decoder looks, since a look at a dead volume may hang. Raises VolumeAway,
+    Stuck.
+    """
     if in_time(pool.submit(holds_anything, folder)):
         return
     log.warning("%s is empty or cannot be listed: waiting up to %.0f s for it to come back", folder, VOLUME_TIMEOUT_S)

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 
 def merge(run: Run, header: bytes, keep_old: bool) -> dict[str, Any]:
-    """Put the rows of all shards together as the output, write its .meta.json, remove the folder; returns what .meta.json holds.
+    """Put the rows of all shards together as the output, write its .meta.json, remove the folder; returns what
+    .meta.json holds.
 
     Several may merge at once: they write the same rows. Raises DamagedShard, UsageError, OSError.
     """
@@ -62,7 +63,8 @@ def merge(run: Run, header: bytes, keep_old: bool) -> dict[str, Any]:
 def set_aside(run: Run, sha256: str) -> None:
     """Keep an earlier output of other content, and its .meta.json, under a name with the time it was written.
 
-    They are copied before anything is replaced, the output last: so whoever reads a new .meta.json finds the copy there.
+    They are copied before anything is replaced, the output last: so whoever reads a new .meta.json finds the copy
+    there.
     """
     with contextlib.suppress(FileNotFoundError), run.output.open("rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -73,7 +75,9 @@ def set_aside(run: Run, sha256: str) -> None:
         facts = merged(run.output)
         if kept.exists():
             return
-        if facts and facts.get("sha256") == content:  # else it is of another run, which was stopped before it wrote its own
+        if (
+            facts and facts.get("sha256") == content
+        ):  # else it is of another run, which was stopped before it wrote its own
             run.put(meta_path(kept), json.dumps(facts, indent=2).encode())
         part = run.folder / f"part-{unique()}"
         stream.seek(0)
@@ -101,7 +105,9 @@ def is_merged(run: Run) -> bool:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove a run's folder, the plan last and at once: what a kill leaves is a run to go on with, or nothing that counts."""
+    """Remove a run's folder, the plan last and at once: what a kill leaves is a run to go on with, or nothing that
+    counts.
+    """
     with contextlib.suppress(OSError):  # another that merged may be faster
         for entry in folder.iterdir():
             if entry.is_file():

@@ -35,7 +35,9 @@ class Cut(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What `write_listing` learned. Chunk k of CHUNK pictures begins at `offsets[k]` in the file; `costs[k]` is the cost of all before it."""
+    """What `write_listing` learned. Chunk k of CHUNK pictures begins at `offsets[k]` in the file; `costs[k]` is the
+    cost of all before it.
+    """
 
     identity: str  # changes with the name, size or time of any picture
     sha256: str
@@ -47,10 +49,10 @@ class Listing(NamedTuple):
     def cuts(self, shards: int) -> list[Cut]:
         """Where each shard begins, and the end: N + 1 places.
 
-        Shards are ranges of the listing. It never changes, so a range is as stable as a hash of the path would be; and a
-        range is read from one place, holds neighbours on the disk, and makes the merge a concatenation. What a hash would
-        give, an even load, comes from the sizes of the files. Cuts lie between chunks, so that the network sees the same
-        batches whatever the number of shards.
+        Shards are ranges of the listing. It never changes, so a range is as stable as a hash of the path would be; and
+        a range is read from one place, holds neighbours on the disk, and makes the merge a concatenation. What a hash
+        would give, an even load, comes from the sizes of the files. Cuts lie between chunks, so that the network sees
+        the same batches whatever the number of shards.
         """
         places = []
         for shard in range(shards):
@@ -123,7 +125,9 @@ def run_folder(output: Path, run: str) -> Path:
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan of the run in `folder`, if it has one that can be seen. Raises UsageError for one that is damaged, OSError."""
+    """The plan of the run in `folder`, if it has one that can be seen. Raises UsageError for one that is damaged,
+    OSError.
+    """
     content = _content(folder)
     if content is None:
         return None
@@ -163,7 +167,8 @@ def spool(output: Path) -> IO[bytes]:
 def publish(folder: Path, plan: Plan, listing: IO[bytes]) -> Plan:
     """Make `plan` and its listing those of the run in `folder`, unless others were faster; returns the plan that holds.
 
-    A folder cannot be renamed onto one that holds anything. So the first wins, on NFS and where there are no hard links, too.
+    A folder cannot be renamed onto one that holds anything. So the first wins, on NFS and where there are no hard
+    links, too.
     """
     folder.mkdir(exist_ok=True)
     sync(folder.parent)
@@ -201,12 +206,23 @@ def make_plan(output: Path, run: str | None, shards: int, settings: dict[str, An
                 break
         run = run or listing.identity
         place = run_folder(output, run)
-        plan = Plan(unique(), run, settings, str(folder), listing.pictures, listing.sha256, listing.cuts(shards), listing.unlisted)
+        plan = Plan(
+            unique(),
+            run,
+            settings,
+            str(folder),
+            listing.pictures,
+            listing.sha256,
+            listing.cuts(shards),
+            listing.unlisted,
+        )
         return read_plan(place) or publish(place, plan, stream)
 
 
 def check(theirs: dict[str, Any], ours: dict[str, Any], what: str, remedy: str) -> None:
     """Raises UsageError if settings differ."""
-    different = [f"{key} {theirs.get(key)!r} there and {value!r} here" for key, value in ours.items() if theirs.get(key) != value]
+    different = [
+        f"{key} {theirs.get(key)!r} there and {value!r} here" for key, value in ours.items() if theirs.get(key) != value
+    ]
     if different:
         raise UsageError(f"{what} has other settings: {', '.join(different)}; {remedy}")

@@ -1,4 +1,6 @@
-"""Rows -> standard output, or a file that several processes may write together and that goes on where it was stopped."""
+"""Rows -> standard output, or a file that several processes may write together and that goes on where it was
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +140,9 @@ def finished(settings: Settings, output: Path) -> dict[str, Any] | None:
 
 
 def finish(settings: Settings, run: Run, scorer: Scorer) -> None:
-    """Complete the shard and, if it is the last, the run; a shard whose rows were damaged meanwhile is scored once more."""
+    """Complete the shard and, if it is the last, the run; a shard whose rows were damaged meanwhile is scored once
+    more.
+    """
     score_shard(settings, run, settings.shard, scorer)
     repaired = set()
     while not (missing := run.missing()):
@@ -156,7 +160,11 @@ def finish(settings: Settings, run: Run, scorer: Scorer) -> None:
     else:
         names = ", ".join(map(str, missing))
         log.warning(
-            "shard %d of %d is complete; not yet: %s; whoever completes the last writes %s", settings.shard, run.plan.shards, names, run.output
+            "shard %d of %d is complete; not yet: %s; whoever completes the last writes %s",
+            settings.shard,
+            run.plan.shards,
+            names,
+            run.output,
         )
 
 
@@ -167,10 +175,16 @@ def end_after_others(run: Run) -> None:
 
 
 def score_shard(settings: Settings, run: Run, shard: int, scorer: Scorer) -> None:
-    """Bring a shard from where its marker says it is to its end. Its marker is put anew even if nothing is left to do."""
+    """Bring a shard from where its marker says it is to its end. Its marker is put anew even if nothing is left to
+    do.
+    """
 
     def others() -> str:
-        return f"; all shards: {sum(map(run.done, range(run.plan.shards))):,} of {run.plan.pictures:,}" if run.plan.shards > 1 else ""
+        return (
+            f"; all shards: {sum(map(run.done, range(run.plan.shards))):,} of {run.plan.pictures:,}"
+            if run.plan.shards > 1
+            else ""
+        )
 
     marker = run.resume(shard)
     total = run.pictures(shard)

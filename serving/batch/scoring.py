@@ -31,7 +31,9 @@ def score(recognizer: Recognizer, chunk: Chunk) -> Scored:
 
 
 def score_all(recognizer: Recognizer, chunks: Iterable[Chunk], threads: int) -> Iterator[Scored]:
-    """Score chunks in order, each by one thread: on all cores that is faster than all threads on one chunk after another."""
+    """Score chunks in order, each by one thread: on all cores that is faster than all threads on one chunk after
+    another.
+    """
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[Future[Scored]] = deque()
         for chunk in chunks:
@@ -53,7 +55,9 @@ class Scorer:
     min_confidence: float
 
     def rows(self, paths: Iterable[str], folder: Path) -> Iterator[list[Row]]:
-        """One row for each of `paths`, which lie below `folder`, in order, in lists of up to CHUNK. Raises what `decode_all` does."""
+        """One row for each of `paths`, which lie below `folder`, in order, in lists of up to CHUNK. Raises what
+        `decode_all` does.
+        """
         fold = self.recognizer.fold(self.alphabet)
         decoded = decode_all(paths, folder, self.recognizer.input_size, self.pool, CHUNKS_AHEAD * self.processes)
         for chunk, probabilities in score_all(self.recognizer, decoded, self.processes):

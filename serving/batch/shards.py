@@ -6,7 +6,8 @@ Until FILE is complete, a folder FILE.run-HEX lies beside it. HEX is a hash of t
     shard-I-HOST-PID-RANDOM            rows that one attempt at shard I wrote; no other ever writes to it
     shard-I.json, shard-I-done.json    the shard's marker: which bytes of those files count; replaced as a whole
 
-So several processes, on several machines, may work on one run and even on one shard, and each may be killed at any moment.
+So several processes, on several machines, may work on one run and even on one shard, and each may be killed at any
+moment.
 """
 
 from __future__ import annotations
@@ -77,11 +78,15 @@ class Run:
         return self.plan.cuts[shard + 1].pictures - self.plan.cuts[shard].pictures
 
     def marker_path(self, shard: int, complete: bool) -> Path:
-        """A complete shard has a name of its own, so that an attempt which lags behind, on a node that was cut off, cannot undo it."""
+        """A complete shard has a name of its own, so that an attempt which lags behind, on a node that was cut off,
+        cannot undo it.
+        """
         return self.folder / f"shard-{shard}{'-done' if complete else ''}.json"
 
     def load(self, shard: int, complete: bool) -> Marker | None:
-        """One of the shard's two markers, None if it is not there. Raises DamagedShard, UsageError if it is of another plan, OSError."""
+        """One of the shard's two markers, None if it is not there. Raises DamagedShard, UsageError if it is of another
+        plan, OSError.
+        """
         path = self.marker_path(shard, complete)
         try:
             fields = json.loads(path.read_bytes())
@@ -104,8 +109,8 @@ class Run:
     def resume(self, shard: int) -> Marker:
         """The marker to go on from: the farthest whose rows are whole. Raises UsageError, OSError.
 
-        A damaged marker stays until a good one replaces it. So if this process is killed before, the next that merges finds
-        the damage, too, where without the marker it would wait for a shard that nobody is left to score.
+        A damaged marker stays until a good one replaces it. So if this process is killed before, the next that merges
+        finds the damage, too, where without the marker it would wait for a shard that nobody is left to score.
         """
         for complete in (True, False):
             try:
@@ -149,14 +154,19 @@ class Run:
             return 0
 
     def missing(self) -> list[int]:
-        """The shards that are not complete; none where no shard has a picture, so that the first to come writes the result. Raises OSError.
+        """The shards that are not complete; none where no shard has a picture, so that the first to come writes the
+        result. Raises OSError.
 
-        Call it right after a marker was put in place: an NFS client trusts its copy of a folder for up to a minute, but looks
-        again after a change of its own, and SMB trusts its copy of a missing name, so the folder is read. Of two shards that
-        end at once, so at least one sees the other.
+        Call it right after a marker was put in place: an NFS client trusts its copy of a folder for up to a minute, but
+        looks again after a change of its own, and SMB trusts its copy of a missing name, so the folder is read. Of two
+        shards that end at once, so at least one sees the other.
         """
         there = set(self.folder.iterdir())
-        return [shard for shard in range(self.plan.shards) if self.plan.pictures and self.marker_path(shard, True) not in there]
+        return [
+            shard
+            for shard in range(self.plan.shards)
+            if self.plan.pictures and self.marker_path(shard, True) not in there
+        ]
 
 
 class Attempt:
@@ -192,7 +202,9 @@ class Attempt:
         """Bring the rows to the disk, then the marker that counts them. Raises OSError."""
         try:
             os.fsync(self._stream.fileno())
-            self._run.put(self._run.marker_path(self._marker.shard, complete), json.dumps(asdict(self._marker)).encode())
+            self._run.put(
+                self._run.marker_path(self._marker.shard, complete), json.dumps(asdict(self._marker)).encode()
+            )
         except OSError:
             self._marker = self._kept  # the rows may be lost, and Linux tells of it only once
             raise
@@ -202,7 +214,9 @@ class Attempt:
     def __enter__(self) -> Attempt:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._stream:
             if error is not None and self._marker is not self._kept:
                 with contextlib.suppress(OSError):

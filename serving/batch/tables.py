@@ -63,7 +63,9 @@ def ascii_bytes(rows: Iterable[Row]) -> bytes:
         if row.status == "ok":
             lines.append(f"{int(row.ascii):03d}, {row.path}\n")
         else:
-            log.warning("skipped %s: %s", row.path, row.error or f"confidence {row.confidence} is below --min-confidence")
+            log.warning(
+                "skipped %s: %s", row.path, row.error or f"confidence {row.confidence} is below --min-confidence"
+            )
     return utf_8("".join(lines))
 
 
@@ -78,8 +80,12 @@ def encode(rows: Sequence[Row], form: str, escape_formulas: bool) -> bytes:
     return csv_bytes(escaped(rows) if escape_formulas else rows)
 
 
-def progress(rows: Iterable[list[Item]], total: int, before: int = 0, label: str = "", others: Callable[[], str] = str) -> Iterator[list[Item]]:
-    """Pass rows, or what becomes one each, on; a bar on a terminal, else a line of the log every PROGRESS_S. `before` were done earlier."""
+def progress(
+    rows: Iterable[list[Item]], total: int, before: int = 0, label: str = "", others: Callable[[], str] = str
+) -> Iterator[list[Item]]:
+    """Pass rows, or what becomes one each, on; a bar on a terminal, else a line of the log every PROGRESS_S. `before`
+    were done earlier.
+    """
     started = said = time.monotonic()
     done = before
     with tqdm(total=total, initial=before, unit="img", disable=None) as bar:  # None: where stderr is no terminal
@@ -91,11 +97,21 @@ def progress(rows: Iterable[list[Item]], total: int, before: int = 0, label: str
             if bar.disable and now - said >= PROGRESS_S:
                 speed = (done - before) / (now - started)
                 left = (total - done) / speed
-                log.info("%s%s of %s pictures, %.0f a second, %.0f s left%s", label, f"{done:,}", f"{total:,}", speed, left, others())
+                log.info(
+                    "%s%s of %s pictures, %.0f a second, %.0f s left%s",
+                    label,
+                    f"{done:,}",
+                    f"{total:,}",
+                    speed,
+                    left,
+                    others(),
+                )
                 said = now
 
 
 def summary(counts: Counter[str], seconds: float, shards: int = 1) -> str:
     """`seconds` is the sum over `shards`."""
     whose = " of all shards" if shards > 1 else ""
-    return f"{counts.total():,} pictures in {seconds:.1f} s{whose}: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES)
+    return f"{counts.total():,} pictures in {seconds:.1f} s{whose}: " + ", ".join(
+        f"{counts[status]} {status}" for status in STATUSES
+    )

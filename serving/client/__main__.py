@@ -2,10 +2,10 @@
 
     python -m serving.client PICTURE... [--url URL] [--alphabet vin] [--top-k 3] [--format table|csv]
 
-A PICTURE is a file, a folder, searched recursively for the same files as the batch program, or - for standard input. The
-result alone goes to standard output, row by row and in order. Exit codes: 0 every picture was read, 2 wrong use, 3 no
-picture found, 4 the service refused some pictures, or a sub-folder cannot be listed, and all others were read, 1 anything
-else, as a service that cannot be reached.
+A PICTURE is a file, a folder, searched recursively for the same files as the batch program, or - for standard input.
+The result alone goes to standard output, row by row and in order. Exit codes: 0 every picture was read, 2 wrong use, 3
+no picture found, 4 the service refused some pictures, or a sub-folder cannot be listed, and all others were read, 1
+anything else, as a service that cannot be reached.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def api_key(settings: Settings) -> str | None:
 
 
 def paths(settings: Settings, unlisted: list[str] | None = None) -> Iterator[str]:
-    """What is sent, by its name in the result; sub-folders that cannot be listed are noted. Raises OSError for a folder that is given."""
+    """What is sent, by its name in the result; sub-folders that cannot be listed are noted. Raises OSError for a folder
+    that is given.
+    """
     for name in settings.pictures:
         if name != STDIN and Path(name).is_dir():
             yield from find_pictures(Path(name), unlisted)
@@ -120,7 +122,9 @@ def send(settings: Settings, client: Client) -> int:
         total, width = total + 1, max(width, len(printable(name)))
     stream = sys.stdout.buffer
     table = settings.format == "table"
-    stream.write(table_line(("picture", "answer", "confidence", "ms", "alternatives"), width) if table else header("csv"))
+    stream.write(
+        table_line(("picture", "answer", "confidence", "ms", "alternatives"), width) if table else header("csv")
+    )
     counts: Counter[str] = Counter()
     versions: set[str] = set()
     ends: Counter[int] = Counter()  # by the exit code that a picture asks for
@@ -167,17 +171,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m serving.client",
         description="Send pictures to the service, and print what it reads.",
-        epilog="Exit codes: 0 every picture was read; 1 anything else, as a service that cannot be reached; 2 wrong use; "
-        "3 no picture found; 4 the service refused some pictures, or a sub-folder could not be listed, and all others were read.",
+        epilog=(
+            "Exit codes: 0 every picture was read; 1 anything else, as a service that cannot be reached; 2 wrong use; 3"
+            " no picture found; 4 the service refused some pictures, or a sub-folder could not be listed, and all"
+            " others were read."
+        ),
     )
-    parser.add_argument("pictures", nargs="+", type=not_empty, metavar="PICTURE", help="a file, a folder, or - for standard input")
+    parser.add_argument(
+        "pictures", nargs="+", type=not_empty, metavar="PICTURE", help="a file, a folder, or - for standard input"
+    )
     parser.add_argument("--url", default=DEFAULT_URL, help="of the service; default: %(default)s")
-    parser.add_argument("--alphabet", choices=ALPHABET_NAMES, help="what the characters may be; default: the service's, alnum")
-    parser.add_argument("--top-k", type=at_least_one, metavar="K", help="characters in an answer, the first included; default: the service's")
-    parser.add_argument("--format", choices=("table", "csv"), default="table", help="csv: as the batch program writes it; default: %(default)s")
-    parser.add_argument("--concurrency", type=concurrency, default=CONCURRENCY, metavar="N", help="pictures in flight; default: %(default)s")
-    parser.add_argument("--timeout", type=seconds, default=READ_TIMEOUT_S, metavar="S", help="seconds to wait for an answer; default: %(default)g")
-    parser.add_argument("--api-key-file", type=path, metavar="FILE", help=f"holds the key to send along; default: the variable {API_KEY_VARIABLE}")
+    parser.add_argument(
+        "--alphabet", choices=ALPHABET_NAMES, help="what the characters may be; default: the service's, alnum"
+    )
+    parser.add_argument(
+        "--top-k",
+        type=at_least_one,
+        metavar="K",
+        help="characters in an answer, the first included; default: the service's",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("table", "csv"),
+        default="table",
+        help="csv: as the batch program writes it; default: %(default)s",
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=concurrency,
+        default=CONCURRENCY,
+        metavar="N",
+        help="pictures in flight; default: %(default)s",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=READ_TIMEOUT_S,
+        metavar="S",
+        help="seconds to wait for an answer; default: %(default)g",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=path,
+        metavar="FILE",
+        help=f"holds the key to send along; default: the variable {API_KEY_VARIABLE}",
+    )
     settings = Settings(**vars(parser.parse_intermixed_args(argv)))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -187,7 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError("standard input is closed, or asked for twice")
         try:
             timeout_s = (min(CONNECT_TIMEOUT_S, settings.timeout), settings.timeout)
-            client = Client(settings.url, timeout_s=timeout_s, api_key=api_key(settings), concurrency=settings.concurrency)
+            client = Client(
+                settings.url, timeout_s=timeout_s, api_key=api_key(settings), concurrency=settings.concurrency
+            )
         except ValueError as error:
             raise UsageError(str(error)) from error
         with client:

@@ -10,7 +10,9 @@ import requests
 
 MODEL_VERSION = "X-Model-Version"
 SHOWN = 200  # bytes of a body that is no answer
-REFUSALS = frozenset({"bad_request", "unknown_alphabet", "invalid_image", "image_too_large", "unsupported_format", "blank_image"})
+REFUSALS = frozenset(
+    {"bad_request", "unknown_alphabet", "invalid_image", "image_too_large", "unsupported_format", "blank_image"}
+)
 
 
 class ServiceError(Exception):
@@ -69,7 +71,14 @@ def read_answer(response: requests.Response) -> Answer:
         try:
             best = _alternative(body)
             others = tuple(_alternative(other) for other in body["alternatives"])
-            return Answer(best.character, int(body["ascii"]), best.confidence, str(body["alphabet"]), others, response.headers.get(MODEL_VERSION))
+            return Answer(
+                best.character,
+                int(body["ascii"]),
+                best.confidence,
+                str(body["alphabet"]),
+                others,
+                response.headers.get(MODEL_VERSION),
+            )
         except (LookupError, TypeError, ValueError):
             pass
     raise _error(response, body)
@@ -87,4 +96,6 @@ def _error(response: requests.Response, body: Any) -> ServiceError:
     if isinstance(error, dict) and isinstance(error.get("code"), str) and isinstance(error.get("message"), str):
         return ServiceError(error["code"], error["message"], response.status_code)
     text = response.content[:SHOWN].decode("utf-8", "replace")
-    return ServiceError("unexpected", f"status {response.status_code} and no answer of this service: {text!r}", response.status_code)
+    return ServiceError(
+        "unexpected", f"status {response.status_code} and no answer of this service: {text!r}", response.status_code
+    )

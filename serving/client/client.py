@@ -9,8 +9,8 @@
 
 What is sent again: a picture that was answered 503, which is the service's word for "later", and nothing else with a
 status. Not what timed out, for it may be what made the service slow. Not a connection that was refused or broke, with
-one exception: one that was kept from an earlier picture, for a server may close that at the very moment that it is used,
-and then the picture is sent once more over a new one. A prediction changes nothing, so it may be asked for twice.
+one exception: one that was kept from an earlier picture, for a server may close that at the very moment that it is
+used, and then the picture is sent once more over a new one. A prediction changes nothing, so it may be asked for twice.
 """
 
 from __future__ import annotations
@@ -53,17 +53,20 @@ class Retries:
     deadline_s: float = 60.0  # from the call on; no pause ends after it, while the last try has its own timeout
 
     def pause_s(self, tried: int, retry_after: str | None) -> float:
-        """At least what the service asks for, in seconds, and a random part (full jitter), so that clients do not come back together."""
+        """At least what the service asks for, in seconds, and a random part (full jitter), so that clients do not come
+        back together.
+        """
         asked = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
         return asked + random.uniform(0, min(self.cap_s, self.base_s * 2 ** min(tried, MAX_DOUBLINGS)))
 
 
 class Client:
-    """Sends pictures to one service. Threads may share it; each keeps a connection of its own. Use it as a context manager.
+    """Sends pictures to one service. Threads may share it; each keeps a connection of its own. Use it as a context
+    manager.
 
-    `concurrency` is how many pictures of `predict_many` are in flight, `timeout_s` the seconds to connect and to wait for
-    an answer, `api_key` goes along as X-API-Key. Redirects are not followed: they would carry it elsewhere. `sleep` and
-    `clock` are there for tests. Raises ValueError for a URL that is none, or a key that no header can hold.
+    `concurrency` is how many pictures of `predict_many` are in flight, `timeout_s` the seconds to connect and to wait
+    for an answer, `api_key` goes along as X-API-Key. Redirects are not followed: they would carry it elsewhere. `sleep`
+    and `clock` are there for tests. Raises ValueError for a URL that is none, or a key that no header can hold.
     """
 
     def __init__(
@@ -78,7 +81,13 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0 or parts.query or parts.fragment:
+        if (
+            parts.scheme not in {"http", "https"}
+            or not parts.hostname
+            or parts.port == 0
+            or parts.query
+            or parts.fragment
+        ):
             raise ValueError(f"{url!r} is no URL such as {DEFAULT_URL}")
         if api_key is not None and not usable(api_key):
             raise ValueError("the API key is empty, or holds what no header can")  # without the key: this may be logged
@@ -115,9 +124,14 @@ class Client:
                 session.close()
 
     def predict(self, picture: bytes, alphabet: str | None = None, top_k: int | None = None) -> Answer:
-        """The service's answer for an encoded picture; `top_k` characters in it, the first included. Raises ServiceError."""
+        """The service's answer for an encoded picture; `top_k` characters in it, the first included. Raises
+        ServiceError.
+        """
         if len(picture) > MAX_PICTURE_BYTES:
-            raise ServiceError("image_too_large", f"the picture is larger than the {MAX_PICTURE_BYTES >> 20} MiB that a request may hold")
+            raise ServiceError(
+                "image_too_large",
+                f"the picture is larger than the {MAX_PICTURE_BYTES >> 20} MiB that a request may hold",
+            )
         given = {"alphabet": alphabet, "top_k": top_k}
         parameters = {name: str(value) for name, value in given.items() if value is not None}
         end = self._clock() + self._retries.deadline_s
@@ -133,11 +147,14 @@ class Client:
                         continue
             return read_answer(response)
 
-    def predict_many(self, pictures: Iterable[bytes | Path], alphabet: str | None = None, top_k: int | None = None) -> Iterator[Result]:
-        """A result for each picture, in order; a Path is read by the thread that sends it. What is wrong with one is its own result.
+    def predict_many(
+        self, pictures: Iterable[bytes | Path], alphabet: str | None = None, top_k: int | None = None
+    ) -> Iterator[Result]:
+        """A result for each picture, in order; a Path is read by the thread that sends it. What is wrong with one is
+        its own result.
 
-        `pictures` is read as results are taken, AHEAD times `concurrency` pictures before them and no further, so it may be
-        endless. What it raises itself ends the results.
+        `pictures` is read as results are taken, AHEAD times `concurrency` pictures before them and no further, so it
+        may be endless. What it raises itself ends the results.
         """
         waiting: deque[Future[Result]] = deque()
         try:
@@ -164,7 +181,9 @@ class Client:
         answer = error = None
         try:
             answer = self.predict(picture if isinstance(picture, bytes) else _read(picture), alphabet, top_k)
-        except ServiceError as caught:  # without its traceback, which would keep the picture's bytes as long as the result
+        except (
+            ServiceError
+        ) as caught:  # without its traceback, which would keep the picture's bytes as long as the result
             error = ServiceError(caught.code, str(caught), caught.status)
         return Result(picture, answer, error, time.perf_counter() - started)
 
@@ -177,12 +196,19 @@ class Client:
         return session
 
     def _post(self, picture: bytes, parameters: dict[str, str]) -> requests.Response:
-        """Send once, or twice where a kept connection broke before a word of the answer. Raises ServiceError without an answer."""
+        """Send once, or twice where a kept connection broke before a word of the answer. Raises ServiceError without an
+        answer.
+        """
         session = self._session()
         kept, self._thread.kept = self._thread.kept, False
         try:
             response = session.post(
-                self._endpoint, params=parameters, data=picture, headers=self._headers, timeout=self._timeout_s, allow_redirects=False
+                self._endpoint,
+                params=parameters,
+                data=picture,
+                headers=self._headers,
+                timeout=self._timeout_s,
+                allow_redirects=False,
             )
         except requests.RequestException as error:
             if kept and isinstance(error, requests.ConnectionError) and isinstance(_cause(error), BROKEN):
@@ -194,7 +220,9 @@ class Client:
     def _unanswered(self, error: requests.RequestException) -> ServiceError:
         cause = _cause(error)
         if isinstance(error, requests.ConnectTimeout):
-            return ServiceError("unreachable", f"{self._endpoint} cannot be reached: no connection within {self._timeout_s[0]:g} s")
+            return ServiceError(
+                "unreachable", f"{self._endpoint} cannot be reached: no connection within {self._timeout_s[0]:g} s"
+            )
         if isinstance(cause, TimeoutError):
             return ServiceError("timeout", f"{self._endpoint} has not answered within {self._timeout_s[1]:g} s")
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause

@@ -4,10 +4,10 @@
     python -m serving.service.pod edge          become HAProxy
     python -m serving.service.pod started       exit 0 once all workers are READY: the startup probe
     python -m serving.service.pod alive         exit 0 while at least one worker is READY: TorchServe's liveness probe
-    python -m serving.service.pod drain         send the edge's clients elsewhere, then wait for the last answers: the preStop hook
+    python -m serving.service.pod drain         send clients elsewhere, then wait for the last answers: the preStop hook
 
-Settings come from the environment: TS_<KEY> for TorchServe, the names at the top of haproxy.cfg for HAProxy, JAVA_OPTIONS,
-DRAIN_SECONDS, and PEER_SERVICE, a headless Service of this namespace by which the pods find one another.
+Settings come from the environment: TS_<KEY> for TorchServe, the names at the top of haproxy.cfg for HAProxy,
+JAVA_OPTIONS, DRAIN_SECONDS, and PEER_SERVICE, a headless Service of this namespace by which the pods find one another.
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ def peers_address(service: str, resolv_conf: Path) -> str:
 
     HAProxy looks names up by itself and knows no search domains; the first one that a pod is given is its namespace's.
     """
-    domains = [words[1] for words in map(str.split, resolv_conf.read_text().splitlines()) if words[:1] == ["search"] and len(words) > 1]
+    domains = [
+        words[1]
+        for words in map(str.split, resolv_conf.read_text().splitlines())
+        if words[:1] == ["search"] and len(words) > 1
+    ]
     return f"{service}.{domains[0]}:{EDGE_PORT}" if service and domains else ""
 
 
@@ -136,7 +140,8 @@ COMMANDS = {function.__name__: function for function in (torchserve, edge, start
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m serving.service.pod", description="One process of the service, as the containers of a pod run it."
+        prog="python -m serving.service.pod",
+        description="One process of the service, as the containers of a pod run it.",
     )
     parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument("--mar", type=Path, default=DEFAULT_MAR)

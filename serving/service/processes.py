@@ -1,6 +1,8 @@
-"""The processes of the service, TorchServe's Java, HAProxy and the gateway: their command lines, and how one asks whether the model is up.
+"""The processes of the service, TorchServe's Java, HAProxy and the gateway: their command lines, and how one asks
+whether the model is up.
 
-`serving/local.py` starts them as children; in a pod `serving/service/pod.py` becomes one of the first two in each container.
+`serving/local.py` starts them as children; in a pod `serving/service/pod.py` becomes one of the first two in each
+container.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ CONFIG = HERE / "config.properties"
 LOG_CONFIG = HERE / "log4j2.xml"
 EDGE_CONFIG = HERE / "haproxy.cfg"
 DEFAULT_MAR = Path("build/emnist.mar")
-# The environment's JAVA_OPTIONS replaces them. Each method is compiled once: Java's second compiler takes cores from the workers
-# for the first half minute under load, and gains a few per cent after it.
+# The environment's JAVA_OPTIONS replaces them. Each method is compiled once: Java's second compiler takes cores from
+# the workers for the first half minute under load, and gains a few per cent after it.
 DEFAULT_JAVA_OPTIONS = "-Xmx512m -XX:+ExitOnOutOfMemoryError -XX:TieredStopAtLevel=1"
 REQUEST_TIMEOUT_S = 5
 
@@ -43,7 +45,14 @@ def torchserve_command(mar: Path, folder: Path) -> list[str]:
     home = Path(spec.origin).parent
     command = [java(), *os.environ.get("JAVA_OPTIONS", DEFAULT_JAVA_OPTIONS).split()]
     command += [f"-Dlog4j.configurationFile={LOG_CONFIG.as_uri()}", f"-Dmodel_server_home={home.parent}"]
-    command += [f"-Djava.io.tmpdir={folder}", "-cp", str(home / "frontend" / "*"), "org.pytorch.serve.ModelServer", "--python", sys.executable]
+    command += [
+        f"-Djava.io.tmpdir={folder}",
+        "-cp",
+        str(home / "frontend" / "*"),
+        "org.pytorch.serve.ModelServer",
+        "--python",
+        sys.executable,
+    ]
     return [*command, "-f", str(CONFIG), "-s", str(mar.resolve().parent), "-ncs", "-m", f"{mar.stem}={mar.name}"]
 
 
@@ -65,7 +74,19 @@ def haproxy_command() -> list[str]:
 
 def web_command(host: str, port: int, upstream: str, model: str) -> list[str]:
     """The drawing page and its gateway, in front of the service at `upstream`."""
-    return [sys.executable, "-m", "serving.web", "--host", host, "--port", str(port), "--upstream", upstream, "--model", model]
+    return [
+        sys.executable,
+        "-m",
+        "serving.web",
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--upstream",
+        upstream,
+        "--model",
+        model,
+    ]
 
 
 def java() -> str:
@@ -86,7 +107,9 @@ def haproxy_binary() -> str:
         return str(get_haproxy_binary())
     found = shutil.which("haproxy")
     if not found:
-        raise ServerError("HAProxy is missing; install 2.8 or newer (on macOS: brew install haproxy) so that `haproxy` is on the PATH")
+        raise ServerError(
+            "HAProxy is missing; install 2.8 or newer (on macOS: brew install haproxy) so that `haproxy` is on the PATH"
+        )
     return found
 
 

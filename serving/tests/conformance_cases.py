@@ -1,4 +1,6 @@
-"""The requests of test_conformance.py, by name. `{version}` in a path stands for the version that a server has of its model."""
+"""The requests of test_conformance.py, by name. `{version}` in a path stands for the version that a server has of its
+model.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,17 @@ class Case:
 def infer(body, binary=None, path=INFER, method="POST", **headers):
     """What is not bytes is sent as JSON; `binary` follows it."""
     encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
-    usual = {"Content-Type": "application/json"} if binary is None else {"Content-Type": "application/octet-stream", LENGTH: str(len(encoded))}
-    return Case(method, path, encoded + (binary or b""), usual | {name.replace("_", "-"): value for name, value in headers.items()})
+    usual = (
+        {"Content-Type": "application/json"}
+        if binary is None
+        else {"Content-Type": "application/octet-stream", LENGTH: str(len(encoded))}
+    )
+    return Case(
+        method,
+        path,
+        encoded + (binary or b""),
+        usual | {name.replace("_", "-"): value for name, value in headers.items()},
+    )
 
 
 def bytes_tensor(*elements):
@@ -96,14 +107,23 @@ def cases(letter):
         "version": infer(asked, path=MODEL + "/versions/{version}/infer"),
         "binary in": infer(in_binary, raw),
         "binary out": infer({"inputs": [given], "outputs": [binary("character"), binary("ascii"), binary("image")]}),
-        "binary in and out": infer({"inputs": [sized(image, 784)], "outputs": [binary("character"), binary("image")]}, raw),
+        "binary in and out": infer(
+            {"inputs": [sized(image, 784)], "outputs": [binary("character"), binary("image")]}, raw
+        ),
         "binary picture": infer({"inputs": [sized(picture, len(file) + 4)], "outputs": BRIEF}, bytes_tensor(file)),
-        "two in binary": infer({"inputs": [sized(two, 2 * 784)], "outputs": [{"name": "ascii"}, binary("image")]}, raw * 2),
+        "two in binary": infer(
+            {"inputs": [sized(two, 2 * 784)], "outputs": [{"name": "ascii"}, binary("image")]}, raw * 2
+        ),
         "two pictures in binary": infer(
-            {"inputs": [sized(picture | {"shape": [2]}, 2 * len(file) + 8)], "outputs": [binary("character"), {"name": "ascii"}]},
+            {
+                "inputs": [sized(picture | {"shape": [2]}, 2 * len(file) + 8)],
+                "outputs": [binary("character"), {"name": "ascii"}],
+            },
             bytes_tensor(file, file),
         ),
-        "binary and JSON outputs": infer({"inputs": [given], "outputs": [binary("character"), {"name": "ascii"}, binary("image")]}),
+        "binary and JSON outputs": infer(
+            {"inputs": [given], "outputs": [binary("character"), {"name": "ascii"}, binary("image")]}
+        ),
         "binary_data_output": infer(asked | {"parameters": {"binary_data_output": True}}),
         "binary_data_output of all": infer({"inputs": [given], "parameters": {"binary_data_output": True}}),
         "binary_data_output, overridden": infer(
@@ -121,8 +141,12 @@ def cases(letter):
         "order of outputs": infer({"inputs": [given], "outputs": [{"name": "image"}, {"name": "ascii"}]}),
         "order of binary outputs": infer({"inputs": [given], "outputs": [binary("image"), binary("ascii")]}),
         "no outputs named": infer({"inputs": [given], "outputs": []}),
-        "null for what is optional": infer({"id": None, "parameters": None, "inputs": [given | {"parameters": None}], "outputs": None}),
-        "empty parameters": infer({"inputs": [given | {"parameters": {}}], "outputs": [{"name": "ascii", "parameters": {}}], "parameters": {}}),
+        "null for what is optional": infer(
+            {"id": None, "parameters": None, "inputs": [given | {"parameters": None}], "outputs": None}
+        ),
+        "empty parameters": infer(
+            {"inputs": [given | {"parameters": {}}], "outputs": [{"name": "ascii", "parameters": {}}], "parameters": {}}
+        ),
         "names of the request in its body": infer(asked | {"model_name": "emnist", "model_version": "1"}),
         "length of JSON alone": infer(asked, b""),
         "content type text": infer(asked, Content_Type="text/plain"),
@@ -145,14 +169,20 @@ def cases(letter):
         "unknown field of an output": infer({"inputs": [given], "outputs": [{"name": "ascii", "more": 1}]}),
         "unknown parameter": infer(asked | {"parameters": {"more": "x"}}),
         "unknown parameter of an input": infer({"inputs": [given | {"parameters": {"more": 1}}], "outputs": BRIEF}),
-        "unknown parameter of an output": infer({"inputs": [given], "outputs": [{"name": "ascii", "parameters": {"more": 1}}]}),
-        "classification": infer({"inputs": [given], "outputs": [{"name": "confidence", "parameters": {"classification": 2}}]}),
+        "unknown parameter of an output": infer(
+            {"inputs": [given], "outputs": [{"name": "ascii", "parameters": {"more": 1}}]}
+        ),
+        "classification": infer(
+            {"inputs": [given], "outputs": [{"name": "confidence", "parameters": {"classification": 2}}]}
+        ),
         "parameter of an object": infer(asked | {"parameters": {"alphabet": {"x": 1}}}),
         "parameter of another type": infer(asked | {"parameters": {"alphabet": 3}}),
         "parameter a fraction": infer(asked | {"parameters": {"top_k": 1.5}}),
         "parameters a list": infer(asked | {"parameters": [1]}),
         "binary_data_output a number": infer(asked | {"parameters": {"binary_data_output": 1}}),
-        "binary_data a text": infer({"inputs": [given], "outputs": [{"name": "ascii", "parameters": {"binary_data": "yes"}}]}),
+        "binary_data a text": infer(
+            {"inputs": [given], "outputs": [{"name": "ascii", "parameters": {"binary_data": "yes"}}]}
+        ),
         "id a number": infer(asked | {"id": 7}),
         "unknown output": infer(asked | {"outputs": [{"name": "digit"}]}),
         "output twice": infer(asked | {"outputs": [{"name": "ascii"}, {"name": "ascii"}]}),

@@ -19,8 +19,19 @@ IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}
 ODD_NUMBERS = [0, -1, 1, 783, 785, 2**31, 2**32, 2**63, 2**64, 10**400, 0.5, True, None, "28", [], {}]
 
 
-def http(path: bytes, body: bytes = b"", headers: Iterable[tuple[bytes, bytes]] = (), method: bytes = b"POST", length: bytes | None = None) -> bytes:
-    lines = [b"%s %s HTTP/1.1" % (method, path), b"Host: emnist", b"Connection: close", *(b"%s: %s" % header for header in headers)]
+def http(
+    path: bytes,
+    body: bytes = b"",
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    method: bytes = b"POST",
+    length: bytes | None = None,
+) -> bytes:
+    lines = [
+        b"%s %s HTTP/1.1" % (method, path),
+        b"Host: emnist",
+        b"Connection: close",
+        *(b"%s: %s" % header for header in headers),
+    ]
     lines.append(b"Content-Length: " + (b"%d" % len(body) if length is None else length))
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
@@ -32,7 +43,11 @@ def sample(rng: random.Random) -> bytes:
 def as_multipart(rng: random.Random, picture: bytes) -> bytes:
     head = b'--b\r\nContent-Disposition: form-data; name="data"; filename="x"\r\n\r\n'
     body = head + picture + b"\r\n--b--\r\n"
-    return http(PREDICT, body, [(b"Content-Type", rng.choice([b"multipart/form-data; boundary=b", b'Multipart/Form-Data;boundary="b"']))])
+    return http(
+        PREDICT,
+        body,
+        [(b"Content-Type", rng.choice([b"multipart/form-data; boundary=b", b'Multipart/Form-Data;boundary="b"']))],
+    )
 
 
 def as_any_form(rng: random.Random, picture: bytes, allowed: frozenset[int]) -> Hostile:
@@ -81,12 +96,17 @@ def multipart(rng: random.Random) -> Hostile:
             b"Content-Type: application/json\r\nContent-Disposition: form-data; name=top_k",
         ]
     )
-    content = rng.choice([sample(rng), b"[" * 50_000, b'{"a":' * 50_000, b"", b"--b", b"\r\n--b--", junk(rng), b"--c\r\n\r\nx\r\n--c--"])
+    content = rng.choice(
+        [sample(rng), b"[" * 50_000, b'{"a":' * 50_000, b"", b"--b", b"\r\n--b--", junk(rng), b"--c\r\n\r\nx\r\n--c--"]
+    )
     part = b"\r\n".join([b"--b", disposition, *([extra] if extra else []), b"", content]) + b"\r\n"
     end = rng.choice([b"--b--\r\n", b"--b--", b"--b", b"", b"--b\r\n" * 2000, b"--c--\r\n"])
-    body = rng.choice([b"", b"preamble\r\n"]) + part * rng.choice([1, 1, 1, 2, 17, 3000 if len(part) < 300 else 3]) + end
+    body = (
+        rng.choice([b"", b"preamble\r\n"]) + part * rng.choice([1, 1, 1, 2, 17, 3000 if len(part) < 300 else 3]) + end
+    )
     kind = b"multipart/form-data" + rng.choice(
-        [b"; boundary=b"] * 8 + [b"", b"; boundary=", b"; boundary=" + b"b" * 3000, b'; boundary="b', b"; charset=x", b";" * 99]
+        [b"; boundary=b"] * 8
+        + [b"", b"; boundary=", b"; boundary=" + b"b" * 3000, b'; boundary="b', b"; charset=x", b";" * 99]
     )
     return Hostile(http(PREDICT, body, [(b"Content-Type", kind)]), ANY_PICTURE)
 
@@ -110,14 +130,23 @@ def deep_json(rng: random.Random) -> Hostile:
             b"{}" * size,
             b"NaN",
             b"\xef\xbb\xbf{}",
-            b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,28,28],"data":["' + b"a" * size * 20 + b'"' + b',"b"' * 783 + b"]}]}",
+            b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,28,28],"data":["'
+            + b"a" * size * 20
+            + b'"'
+            + b',"b"' * 783
+            + b"]}]}",
             b'{"instances":[' + b",".join([b'{"b64":"' + base64.b64encode(b"BM" * 8) + b'"}'] * 1025) + b"]}",
             b"1e999",
             b'{"a":1,' * size,
         ]
     )
     return Hostile(
-        http(rng.choice([V1, V2, V2]), body, [(b"Content-Type", rng.choice([b"application/json", b"application/json; charset=utf-7"]))]), BAD
+        http(
+            rng.choice([V1, V2, V2]),
+            body,
+            [(b"Content-Type", rng.choice([b"application/json", b"application/json; charset=utf-7"]))],
+        ),
+        BAD,
     )
 
 
@@ -137,7 +166,13 @@ def v2_tensor(rng: random.Random) -> Hostile:
         tensor["parameters"] = {"binary_data_size": odd}
     elif wrong in {"id", "outputs", "parameters"}:
         request[wrong] = rng.choice(
-            [odd, [odd] * 2000, {"name": odd}, "x" * 100_000, [{"name": "character", "parameters": {"binary_data": odd}}] * 2]
+            [
+                odd,
+                [odd] * 2000,
+                {"name": odd},
+                "x" * 100_000,
+                [{"name": "character", "parameters": {"binary_data": odd}}] * 2,
+            ]
         )
     elif wrong != "length":
         tensor[wrong] = rng.choice([odd, [odd] * 784, {"data": odd}, "x" * 100_000])

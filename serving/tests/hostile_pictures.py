@@ -1,4 +1,6 @@
-"""Pictures that are made to do harm, from a seed: bombs of every format, damaged samples, files of two kinds at once."""
+"""Pictures that are made to do harm, from a seed: bombs of every format, damaged samples, files of two kinds at
+once.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,15 @@ def zeros(count: int) -> bytes:
     return b"".join([*parts, deflate.compress(bytes(count & 0xFFFFF)), deflate.flush()])
 
 
-def png(width: int, height: int, depth: int = 8, colour: int = 0, interlaced: int = 0, extra: bytes = b"", data: bytes | None = None) -> bytes:
+def png(
+    width: int,
+    height: int,
+    depth: int = 8,
+    colour: int = 0,
+    interlaced: int = 0,
+    extra: bytes = b"",
+    data: bytes | None = None,
+) -> bytes:
     """A black PNG; `extra` chunks come before its pixels, `data` stands for them."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
     palette = chunk(b"PLTE", bytes(range(256)) * 3) + chunk(b"tRNS", bytes(256)) if colour == 3 else b""
@@ -47,16 +57,29 @@ def encoded(kind: str, mode: str, width: int, height: int, options: tuple[tuple[
     return stream.getvalue()
 
 
-def tiff(width: int, height: int, fields: list[tuple[int, int, int, int]], tail: bytes = b"", order: str = "<") -> bytes:
+def tiff(
+    width: int, height: int, fields: list[tuple[int, int, int, int]], tail: bytes = b"", order: str = "<"
+) -> bytes:
     """A TIFF of one directory: width, height, and fields (tag, type, count, value)."""
     entries = sorted([(256, 4, 1, width), (257, 4, 1, height), *fields])
-    directory = struct.pack(order + "H", len(entries)) + b"".join(struct.pack(order + "HHII", *entry) for entry in entries) + bytes(4)
+    directory = (
+        struct.pack(order + "H", len(entries))
+        + b"".join(struct.pack(order + "HHII", *entry) for entry in entries)
+        + bytes(4)
+    )
     return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8) + directory + tail
 
 
 @cache
 def tiff_of_strips(rows: int) -> bytes:
-    fields = [(258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (278, 4, 1, 1), (273, 4, rows, 110), (279, 4, rows, 110 + 4 * rows)]
+    fields = [
+        (258, 3, 1, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (278, 4, 1, 1),
+        (273, 4, rows, 110),
+        (279, 4, rows, 110 + 4 * rows),
+    ]
     return tiff(32, rows, fields, struct.pack("<I", 8) * rows + struct.pack("<I", 32) * rows)
 
 
@@ -78,7 +101,13 @@ def bmp_of_runs(side: int) -> bytes:
     """RLE8 with a run of one pixel each, which Pillow reads in Python."""
     pixels = (b"\x01\x05\x01\xff" * (side // 2) + b"\0\0") * side
     header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(pixels), 0, 0, 256, 0)
-    return b"BM" + struct.pack("<IHHI", 1078 + len(pixels), 0, 0, 1078) + header + b"".join(bytes([i, i, i, 0]) for i in range(256)) + pixels
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 1078 + len(pixels), 0, 0, 1078)
+        + header
+        + b"".join(bytes([i, i, i, 0]) for i in range(256))
+        + pixels
+    )
 
 
 @cache
@@ -106,7 +135,12 @@ CHEAP_BOMBS = [  # refused before they are decoded, or soon
     lambda: png(28, 28, extra=chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))),
     lambda: png(28, 28, extra=chunk(b"ABCD", b"")),
     lambda: (
-        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0xF7, 0, 0) + bytes(768) + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x08\0"
+        b"GIF89a"
+        + struct.pack("<HHBBB", 65535, 65535, 0xF7, 0, 0)
+        + bytes(768)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
+        + b"\x08\0"
     ),
     lambda: b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + b"!\xfe\xff" * 200_000,
     lambda: b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 32, 0, 0, 0, 0, 0, 0),
@@ -173,7 +207,9 @@ def damaged(rng: random.Random) -> bytes:
         data[at:at] = rng.randbytes(rng.randrange(1, 2000))
     if rng.random() < 0.2:
         head = rng.randrange(min(64, len(data)) + 1)  # where sizes and offsets stand
-        data[head : head + 4] = struct.pack(rng.choice("<>") + "I", rng.choice([0, 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1]))
+        data[head : head + 4] = struct.pack(
+            rng.choice("<>") + "I", rng.choice([0, 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1])
+        )
     return bytes(data)
 
 
@@ -181,11 +217,33 @@ def polyglot(rng: random.Random) -> bytes:
     """A picture that is also something else."""
     picture = sample_as(rng.randrange(len(SAMPLES)), rng.choice(FORMATS))
     other = rng.choice(
-        [b"%PDF-1.7\n", b"PK\x03\x04", b"<script>alert(1)</script>", b"#!/bin/sh\nid\n", b"\x80\x05cos\nsystem\n.", b"MZ\x90\0", picture]
+        [
+            b"%PDF-1.7\n",
+            b"PK\x03\x04",
+            b"<script>alert(1)</script>",
+            b"#!/bin/sh\nid\n",
+            b"\x80\x05cos\nsystem\n.",
+            b"MZ\x90\0",
+            picture,
+        ]
     )
     return picture + other if rng.random() < 0.6 else other + picture
 
 
 def junk(rng: random.Random) -> bytes:
-    start = rng.choice([b"", SIGNATURE, b"\xff\xd8\xff\xe0", b"BM", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"RIFF", b"<svg>", b"\0\0\0\x0cjP  "])
+    start = rng.choice(
+        [
+            b"",
+            SIGNATURE,
+            b"\xff\xd8\xff\xe0",
+            b"BM",
+            b"GIF89a",
+            b"II*\0",
+            b"MM\0*",
+            b"II+\0",
+            b"RIFF",
+            b"<svg>",
+            b"\0\0\0\x0cjP  ",
+        ]
+    )
     return start + rng.randbytes(rng.randrange(3000))

@@ -11,12 +11,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import quote_from_bytes
 
-from hostile_forms import ANY_PICTURE, BAD, PREDICT, UNREAD, V1, V2, as_any_form, deep_json, http, multipart, sample, v1_instances, v2_tensor
+from hostile_forms import (
+    ANY_PICTURE,
+    BAD,
+    PREDICT,
+    UNREAD,
+    V1,
+    V2,
+    as_any_form,
+    deep_json,
+    http,
+    multipart,
+    sample,
+    v1_instances,
+    v2_tensor,
+)
 from hostile_pictures import cheap_bomb, damaged, heavy_bomb, junk, polyglot
 from hostile_wire import Hostile, send
 
 NOT_HERE = frozenset({400, 404, 405})
-HEAD_BYTES = 14_000  # of a request; beyond, HAProxy answers before all of it has come, and the reset of what still comes may take the answer along
+# of a request; beyond, HAProxy answers before all of it has come, and the reset of what still comes may take the answer
+# along
+HEAD_BYTES = 14_000
 Maker = Callable[[random.Random], Hostile]
 
 
@@ -95,7 +111,12 @@ def headers(rng: random.Random) -> Hostile:
         + [b"\r\n".join(rng.sample(forged, 3))]
     )
     data = http(rng.choice([PREDICT, V1, V2, b"/emnist/predict"]), sample(rng))
-    return Hostile(data.replace(b"Connection: close", b"Connection: close\r\n" + odd, 1), ANY_PICTURE | NOT_HERE | {501}, ours=False, may_close=True)
+    return Hostile(
+        data.replace(b"Connection: close", b"Connection: close\r\n" + odd, 1),
+        ANY_PICTURE | NOT_HERE | {501},
+        ours=False,
+        may_close=True,
+    )
 
 
 def length(rng: random.Random) -> Hostile:
@@ -203,27 +224,48 @@ def path(rng: random.Random) -> Hostile:
             b"/emnist/predict",
         ]
     )
-    method = rng.choice([b"POST", b"POST", b"GET", b"HEAD", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"FOO", b"M" * 500])
+    method = rng.choice(
+        [b"POST", b"POST", b"GET", b"HEAD", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"FOO", b"M" * 500]
+    )
     return Hostile(http(where, b"x", method=method), NOT_HERE, ours=method != b"HEAD")
 
 
 def pipelined(rng: random.Random) -> Hostile:
     count = rng.randrange(2, 12)
     requests = [
-        http(PREDICT, damaged(rng)).replace(b"Connection: close\r\n", b"" if number < count - 1 else b"Connection: close\r\n")
+        http(PREDICT, damaged(rng)).replace(
+            b"Connection: close\r\n", b"" if number < count - 1 else b"Connection: close\r\n"
+        )
         for number in range(count)
     ]
-    return Hostile(b"".join(requests), ANY_PICTURE, may_close=True, half_close=True)  # an answer of 400 or more closes, so the rest may be lost
+    return Hostile(
+        b"".join(requests), ANY_PICTURE, may_close=True, half_close=True
+    )  # an answer of 400 or more closes, so the rest may be lost
 
 
 def slow(rng: random.Random) -> Hostile:
     """A request line, headers or a body that come drop by drop, or never end."""
     data = http(PREDICT, sample(rng), [(b"X", b"a" * 200)])
-    chunked = b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % rng.choice([PREDICT, V1]) + b"1\r\n[\r\n" * 500
-    cut = rng.choice([data[:5], data[:60], data[: data.find(b"\r\n\r\n") + 3], data[:-1], data[: len(data) // 2], chunked, b"P"])
-    if len(cut) > HEAD_BYTES:  # TorchServe waits for the rest; HAProxy waits as long for the client as for TorchServe, and either may end it
+    chunked = (
+        b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % rng.choice([PREDICT, V1])
+        + b"1\r\n[\r\n" * 500
+    )
+    cut = rng.choice(
+        [data[:5], data[:60], data[: data.find(b"\r\n\r\n") + 3], data[:-1], data[: len(data) // 2], chunked, b"P"]
+    )
+    if (
+        len(cut) > HEAD_BYTES
+    ):  # TorchServe waits for the rest; HAProxy waits as long for the client as for TorchServe, and either may end it
         return Hostile(cut, frozenset({400, 504}), may_close=True, deadline_s=SILENT_S, slow=True)
-    return Hostile(cut, frozenset({200, 400, 408}), ours=False, may_close=True, deadline_s=SLOW_S, slow=True, pause_s=rng.choice([0, 0, 0.5]))
+    return Hostile(
+        cut,
+        frozenset({200, 400, 408}),
+        ours=False,
+        may_close=True,
+        deadline_s=SLOW_S,
+        slow=True,
+        pause_s=rng.choice([0, 0, 0.5]),
+    )
 
 
 SILENT_S = 45.0  # timeout client and timeout server, 30 s

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 
 DEADLINE_S = 60.0  # for an answer: the edge's own limits are 2 s in the queue and 30 s at TorchServe
 READ_BYTES = 1 << 16
-CODES = {"invalid_image", "unsupported_format", "image_too_large", "blank_image", "unknown_alphabet", "bad_request", "deadline", "overloaded"}
+CODES = {
+    "invalid_image",
+    "unsupported_format",
+    "image_too_large",
+    "blank_image",
+    "unknown_alphabet",
+    "bad_request",
+    "deadline",
+    "overloaded",
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,10 @@ def faults_of(hostile: Hostile, status: int, headers: dict[str, str], body: byte
         return [f"status {status}: {body[:200]!r}"]
     if not hostile.ours and (html or not body):
         return []
-    if headers.get("content-type") not in {"application/json", "application/octet-stream"} or "x-model-version" not in headers:
+    if (
+        headers.get("content-type") not in {"application/json", "application/octet-stream"}
+        or "x-model-version" not in headers
+    ):
         return [f"status {status}, headers {headers}: {body[:200]!r}"]
     if status == 200 or (not hostile.ours and not body):
         return []

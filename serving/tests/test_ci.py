@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-CLONE = "ein Ordner mit Leerzeichen, Umlaut ä und einem sehr langen Namen/und noch einer darin, damit der Pfad 120 Zeichen hat"
+CLONE = (
+    "ein Ordner mit Leerzeichen, Umlaut ä und einem sehr langen Namen/und noch einer darin, damit der Pfad 120"
+    " Zeichen hat"
+)
 LIMIT_S = 3600
 
 

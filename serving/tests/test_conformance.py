@@ -1,7 +1,9 @@
-"""Our Open Inference Protocol beside a Triton server's: the same requests to both, and every difference is one that has its reason.
+"""Our Open Inference Protocol beside a Triton server's: the same requests to both, and every difference is one that has
+its reason.
 
-`make conformance-test` runs it. Triton comes from PyPI with PyTriton, in an environment of its own, and needs no GPU. Of a stand-in for
-the model (triton_server.py) it can answer which character is seen, and the image; what else is in an answer is compared by its form.
+`make conformance-test` runs it. Triton comes from PyPI with PyTriton, in an environment of its own, and needs no GPU.
+Of a stand-in for the model (triton_server.py) it can answer which character is seen, and the image; what else is in an
+answer is compared by its form.
 """
 
 from __future__ import annotations
@@ -52,7 +54,12 @@ KEPT = [
         "live",
     ),
     kept("the same", {"body": (None, ["ready"]), "content type": ("text/plain", "application/json")}, "ready"),
-    kept("the same", {"body": (None, ["name", "ready"]), "content type": ("text/plain", "application/json")}, "model ready", "model ready, version"),
+    kept(
+        "the same",
+        {"body": (None, ["name", "ready"]), "content type": ("text/plain", "application/json")},
+        "model ready",
+        "model ready, version",
+    ),
     kept("a slash after /v2 is forgiven", {"status": (404, 200)}, "server, slash"),
     kept(
         "what is not there is 404 (RFC 9110), as in the other answers about it; clients see that it is not 200",
@@ -60,7 +67,13 @@ KEPT = [
         "model ready, another version",
         "model ready, another model",
     ),
-    kept("where there is GET, there is HEAD (RFC 9110, 9.1)", {"status": (405, 200)}, "live, HEAD", "ready, HEAD", "metadata, HEAD"),
+    kept(
+        "where there is GET, there is HEAD (RFC 9110, 9.1)",
+        {"status": (405, 200)},
+        "live, HEAD",
+        "ready, HEAD",
+        "metadata, HEAD",
+    ),
     kept(
         "the client's mistakes are 4xx: the specification says 'typically 400'",
         {"status": (500, 400)},
@@ -132,14 +145,16 @@ KEPT = [
         "order of binary outputs",
     ),
     kept(
-        "'image' would be most of every answer, and 'error' changes how a bad picture is told: they come on request, against the specification",
+        "'image' would be most of every answer, and 'error' changes how a bad picture is told: they come on request,"
+        " against the specification",
         {"outputs": (ALL, ALL[:4])},
         "image, all outputs",
         "no outputs named",
         "binary_data_output of all",
     ),
     kept(
-        "binary_data_output is for all outputs, says the extension, unless 'binary_data' overrides it; Triton overlooks it where outputs are named",
+        "binary_data_output is for all outputs, says the extension, unless 'binary_data' overrides it; Triton overlooks"
+        " it where outputs are named",
         {
             "binary": ((), ("character", "ascii")),
             "content type": ("application/json", "application/octet-stream"),
@@ -149,7 +164,11 @@ KEPT = [
     ),
     kept(
         "the same",
-        {"binary": ((), ("ascii",)), "content type": ("application/json", "application/octet-stream"), "JSON's length is told": (False, True)},
+        {
+            "binary": ((), ("ascii",)),
+            "content type": ("application/json", "application/octet-stream"),
+            "JSON's length is told": (False, True),
+        },
         "binary_data_output, overridden",
     ),
 ]
@@ -168,7 +187,9 @@ def triton(root, tmp_path_factory):
     libraries = os.pathsep.join(filter(None, (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))))
     with log.open("wb") as stream, reserved_ports(1) as (port,):
         command = [python, root / "serving" / "tests" / "triton_server.py", str(port)]
-        process = subprocess.Popen(command, env=os.environ | {"LD_LIBRARY_PATH": libraries}, stdout=stream, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=os.environ | {"LD_LIBRARY_PATH": libraries}, stdout=stream, stderr=subprocess.STDOUT
+        )
         try:
             deadline = time.monotonic() + START_TIMEOUT_S
             while not is_ready(port):
@@ -204,7 +225,9 @@ def exchange(port, method, path, body=None, headers=None):
 
 def seen(port, version, case):
     """What a server answers, by aspect, with `version` taken out."""
-    answer, content, again = exchange(port, case.method, case.path.replace("{version}", version), case.body, case.headers)
+    answer, content, again = exchange(
+        port, case.method, case.path.replace("{version}", version), case.body, case.headers
+    )
     length = answer.getheader(LENGTH)
     said = {
         "status": answer.status,
@@ -221,14 +244,24 @@ def seen(port, version, case):
     if answer.status != 200:
         return said | {"body": sorted(body), "error": type(body["error"])}
     if body is None or "model_name" not in body:
-        return said | {"body": body and sorted(body)} | ({"tensors": [body["inputs"], body["outputs"]]} if "inputs" in (body or {}) else {})
-    said |= {"body": sorted(set(body) - {"id"}), "id": body.get("id"), "model": (body["model_name"], body["model_version"] == version)}
+        return (
+            said
+            | {"body": body and sorted(body)}
+            | ({"tensors": [body["inputs"], body["outputs"]]} if "inputs" in (body or {}) else {})
+        )
+    said |= {
+        "body": sorted(set(body) - {"id"}),
+        "id": body.get("id"),
+        "model": (body["model_name"], body["model_version"] == version),
+    }
     assert not length or content[int(length) :], "a length of the JSON, and nothing after it"
     return said | outputs_seen(body["outputs"], content[int(length) :] if length else b"")
 
 
 def outputs_seen(outputs, rest):
-    """Which outputs there are, which of them are binary, and their contents as bytes, so far as the stand-in knows them."""
+    """Which outputs there are, which of them are binary, and their contents as bytes, so far as the stand-in knows
+    them.
+    """
     contents, binary, start = {}, [], 0
     for output in outputs:
         name = output["name"]
@@ -264,7 +297,9 @@ def test_every_difference_has_a_reason(triton, server, recognizer, letter):
         differs = differences(theirs, mine)
         if differs != expected.get(name, {}):
             wrong[name] = (differs, expected.get(name, {}))
-    assert not wrong, "\n".join(f"{name}: {found}, where {stated or 'none'} was stated" for name, (found, stated) in wrong.items())
+    assert not wrong, "\n".join(
+        f"{name}: {found}, where {stated or 'none'} was stated" for name, (found, stated) in wrong.items()
+    )
 
 
 def differences(theirs, mine):
@@ -276,8 +311,13 @@ def differences(theirs, mine):
         aspects = dict.fromkeys(("status", "connection", "length"))  # nothing else can be compared
     elif "contents" in aspects and set(theirs["outputs"]) != set(mine["outputs"]):
         both = theirs["contents"].keys() & mine["contents"].keys()
-        theirs, mine = ({**said, "contents": {name: said["contents"][name] for name in both}, "binary": None} for said in (theirs, mine))
-    return {aspect: (theirs.get(aspect), mine.get(aspect)) for aspect in aspects if theirs.get(aspect) != mine.get(aspect)}
+        theirs, mine = (
+            {**said, "contents": {name: said["contents"][name] for name in both}, "binary": None}
+            for said in (theirs, mine)
+        )
+    return {
+        aspect: (theirs.get(aspect), mine.get(aspect)) for aspect in aspects if theirs.get(aspect) != mine.get(aspect)
+    }
 
 
 def test_tritonclient_sees_the_same_of_both(triton, server, letter):
@@ -286,12 +326,29 @@ def test_tritonclient_sees_the_same_of_both(triton, server, letter):
         answers = []
         for address in addresses:
             with triton_client.InferenceServerClient(address) as client:
-                tensor = triton_client.InferInput("image", [3, 28, 28], "UINT8").set_data_from_numpy(np.stack([letter] * 3), binary_data=binary)
-                outputs = [triton_client.InferRequestedOutput(name, binary_data=binary) for name in ("character", "ascii", "image")]
-                answers.append(client.infer("emnist", [tensor], outputs=outputs, request_id="7", priority=1, timeout=9_000_000, sequence_id=5))
+                tensor = triton_client.InferInput("image", [3, 28, 28], "UINT8").set_data_from_numpy(
+                    np.stack([letter] * 3), binary_data=binary
+                )
+                outputs = [
+                    triton_client.InferRequestedOutput(name, binary_data=binary)
+                    for name in ("character", "ascii", "image")
+                ]
+                answers.append(
+                    client.infer(
+                        "emnist",
+                        [tensor],
+                        outputs=outputs,
+                        request_id="7",
+                        priority=1,
+                        timeout=9_000_000,
+                        sequence_id=5,
+                    )
+                )
         for name in ("character", "ascii", "image"):
             theirs, ours = (answer.as_numpy(name) for answer in answers)
             assert theirs.dtype == ours.dtype
             assert (theirs == ours).all()
-            assert {answer.get_output(name)["datatype"] for answer in answers} == {answers[0].get_output(name)["datatype"]}
+            assert {answer.get_output(name)["datatype"] for answer in answers} == {
+                answers[0].get_output(name)["datatype"]
+            }
         assert [answer.get_response()["id"] for answer in answers] == ["7", "7"]

@@ -182,7 +182,13 @@ def test_with_a_key_only_its_holders_are_let_in(edge):
     """The key holds a comma. Whoever is let in is told that there is no TorchServe."""
     host = f"http://127.0.0.1:{edge(API_KEY='one,two')}"
     url = f"{host}/predictions/emnist"
-    for headers in ({}, {"X-API-Key": ""}, {"X-API-Key": "one,tw"}, {"Authorization": "Bearer one,two3"}, {"X-Handed-On": "1"}):
+    for headers in (
+        {},
+        {"X-API-Key": ""},
+        {"X-API-Key": "one,tw"},
+        {"Authorization": "Bearer one,two3"},
+        {"X-Handed-On": "1"},
+    ):
         answer = requests.post(url, data=b"picture", headers=headers, timeout=TIMEOUT_S)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized"), headers
     assert requests.get(f"{host}/v2/health/live", timeout=TIMEOUT_S).status_code == 200
@@ -238,7 +244,9 @@ def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(m
             for sample, answer in zip(samples, answers, strict=True):
                 assert answer.result().json()["character"] == sample.name[0]
         deadline = time.monotonic() + 5
-        while (later := send(samples[0], sessions[0])).headers.get("Connection") != "close":  # health is asked for every half second
+        while (later := send(samples[0], sessions[0])).headers.get(
+            "Connection"
+        ) != "close":  # health is asked for every half second
             assert later.json()["alphabet"] == "vin", "query parameters are handed on"
             assert time.monotonic() < deadline
         assert later.json()["alphabet"] == "vin"
@@ -246,7 +254,9 @@ def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(m
         monkeypatch.setattr(pod, "MANAGEMENT_ADDRESS", broken.management_address)
         assert pod.main(["alive", "--mar", str(mar)]) == 1
         handed_on = {"X-Handed-On": "1", "X-Protocol": "plain"}
-        again = requests.post(f"{broken.url}/emnist/predict", data=samples[0].read_bytes(), headers=handed_on, timeout=TIMEOUT_S)
+        again = requests.post(
+            f"{broken.url}/emnist/predict", data=samples[0].read_bytes(), headers=handed_on, timeout=TIMEOUT_S
+        )
         assert again.status_code == 503, "what a peer has handed on is not handed on again"
 
 
@@ -273,7 +283,10 @@ def test_what_probes_torchserve_asks_torchserve_alone(mar, server, root, free_po
 
 def test_a_pod_is_not_its_own_peer(server):
     for name, status in (("another", 200), (server.admin_socket.parent.name, 503)):
-        assert requests.get(f"{server.url}/v2/health/ready", headers={"X-Edge-Name": name}, timeout=TIMEOUT_S).status_code == status
+        assert (
+            requests.get(f"{server.url}/v2/health/ready", headers={"X-Edge-Name": name}, timeout=TIMEOUT_S).status_code
+            == status
+        )
 
 
 def test_a_worker_that_dies_leaves_the_others_serving(server, root):
@@ -285,7 +298,11 @@ def test_a_worker_that_dies_leaves_the_others_serving(server, root):
         with requests.Session() as session:
             while not stop.is_set():
                 headers = {"Content-Type": "image/png"}
-                statuses.append(session.post(f"{server.url}/predictions/emnist", data=picture, headers=headers, timeout=TIMEOUT_S).status_code)
+                statuses.append(
+                    session.post(
+                        f"{server.url}/predictions/emnist", data=picture, headers=headers, timeout=TIMEOUT_S
+                    ).status_code
+                )
 
     thread = threading.Thread(target=send)
     thread.start()
@@ -305,7 +322,9 @@ def test_a_worker_that_dies_leaves_the_others_serving(server, root):
 
 
 def test_peers_are_found_by_the_whole_name_of_their_service(tmp_path):
-    (tmp_path / "resolv.conf").write_text("nameserver 10.96.0.10\nsearch archive.svc.cluster.local svc.cluster.local\noptions ndots:5\n")
+    (tmp_path / "resolv.conf").write_text(
+        "nameserver 10.96.0.10\nsearch archive.svc.cluster.local svc.cluster.local\noptions ndots:5\n"
+    )
     assert pod.peers_address("emnist-peers", tmp_path / "resolv.conf") == "emnist-peers.archive.svc.cluster.local:8080"
     assert pod.peers_address("", tmp_path / "resolv.conf") == ""
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\n")
@@ -324,7 +343,12 @@ def test_many_large_bodies_at_once_do_not_cost_the_service_its_memory(server, re
     body = b"\x89PNG\r\n\x1a\n" + bytes(15 * 1024 * 1024)
     headers = {"Content-Type": "application/octet-stream"}
     with ThreadPoolExecutor(40) as pool:
-        answers = list(pool.map(lambda _: requests.post(f"{server.url}/predictions/emnist", data=body, headers=headers, timeout=60), range(40)))
+        answers = list(
+            pool.map(
+                lambda _: requests.post(f"{server.url}/predictions/emnist", data=body, headers=headers, timeout=60),
+                range(40),
+            )
+        )
     assert {answer.status_code for answer in answers} <= {400, 503}
     assert sum(answer.status_code == 400 for answer in answers) >= 4
     assert {answer.headers["X-Model-Version"] for answer in answers} == {recognizer.version}
@@ -337,7 +361,10 @@ def test_clients_that_send_large_bodies_slowly_take_no_place_from_the_others(tig
         host, port = server.url.removeprefix("http://").split(":")
         for length in [100_000] * 12 + [1_000_000] * 12:
             client = stack.enter_context(socket.create_connection((host, int(port)), timeout=TIMEOUT_S))
-            client.sendall(f"POST /predictions/emnist HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode() + bytes(20_000))
+            client.sendall(
+                f"POST /predictions/emnist HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+                + bytes(20_000)
+            )
         time.sleep(0.5)
         for sample in samples:
             answer = requests.post(f"{server.url}/predictions/emnist", data=sample.read_bytes(), timeout=TIMEOUT_S)

@@ -1,4 +1,5 @@
-"""Hostile requests at the service's port: each has its own answer in time, nothing dies, memory comes back, and a neighbour notices nothing.
+"""Hostile requests at the service's port: each has its own answer in time, nothing dies, memory comes back, and a
+neighbour notices nothing.
 
 HOSTILE_SEED=7 HOSTILE_NUMBER=123 .venv/bin/python -m pytest serving/tests/test_hostile.py -k one      one request again
 """
@@ -28,7 +29,9 @@ POD_MB = 2048  # the memory limit of TorchServe's container in k8s/40-deployment
 
 
 def attack(server, numbers):
-    """Send the requests of these numbers and print what came of it. Fails with the seed and number of each that was answered wrongly."""
+    """Send the requests of these numbers and print what came of it. Fails with the seed and number of each that was
+    answered wrongly.
+    """
     statuses, worst, wrong = Counter(), {}, []
 
     def one(number):
@@ -41,15 +44,24 @@ def attack(server, numbers):
             request, outcome = future.result()
             statuses.update([status for status, _, _ in outcome.answers] or ["closed"])
             worst[request.kind] = max(worst.get(request.kind, 0), round(outcome.seconds, 1))
-            wrong += [(f"seed {SEED}, number {request.number}, {request.kind}", fault) for fault in faults(request.hostile, outcome)]
+            wrong += [
+                (f"seed {SEED}, number {request.number}, {request.kind}", fault)
+                for fault in faults(request.hostile, outcome)
+            ]
     for _ in range(SETTLING_S):
-        if max(after - before for after, before in zip(watch.memory()[2:], watch.before[2:], strict=True)) < WORKER_TOLERANCE_MB:
+        if (
+            max(after - before for after, before in zip(watch.memory()[2:], watch.before[2:], strict=True))
+            < WORKER_TOLERANCE_MB
+        ):
             break
         time.sleep(1)
     after = watch.memory()
     print(f"\n{len(numbers)} requests: {dict(statuses)}; slowest of each kind, s: {worst}")
     for name, figures in (("before", watch.before), ("peak", watch.peak), ("after", after)):
-        print(f"memory {name}, MB: HAProxy {figures[0]:.0f}, Java {figures[1]:.0f}, workers {' '.join(f'{figure:.0f}' for figure in figures[2:])}")
+        print(
+            f"memory {name}, MB: HAProxy {figures[0]:.0f}, Java {figures[1]:.0f}, workers"
+            f" {' '.join(f'{figure:.0f}' for figure in figures[2:])}"
+        )
     print(f"at most {watch.peak_of_torchserve:.0f} MB of TorchServe in all")
     print(f"neighbour: {watch.asked} asked, {len(watch.wrong)} wrong, worst {watch.worst_s:.1f} s")
     assert not wrong, f"{len(wrong)} wrong: {wrong[:5]}"
@@ -98,7 +110,10 @@ def test_no_value_of_a_request_breaks_a_line_of_the_log(tight):
 
 def test_what_is_left_of_a_second_request_is_not_answered(server):
     """A body with both a length and chunks ends with its chunks, and the connection with it."""
-    head = b"POST /v2/models/emnist/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    head = (
+        b"POST /v2/models/emnist/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding:"
+        b" chunked\r\n\r\n0\r\n\r\n"
+    )
     outcome = send(server.url, Hostile(head + b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n", frozenset({400})))
     assert [status for status, _, _ in outcome.answers] == [400]
     assert outcome.closed
@@ -106,7 +121,9 @@ def test_what_is_left_of_a_second_request_is_not_answered(server):
 
 @pytest.mark.slow
 def test_clients_that_stop_in_a_large_body_hold_no_place_for_ever(server):
-    """Below 16 kB they wait outside; above, they have a place at TorchServe, of which there are few for large bodies."""
+    """Below 16 kB they wait outside; above, they have a place at TorchServe, of which there are few for large
+    bodies.
+    """
     head = b"POST /predictions/emnist HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % MB
     stopping = Hostile(head + bytes(20_000), frozenset(), deadline_s=SLOW_BODY_S)
     started, statuses = time.monotonic(), []

@@ -1,4 +1,6 @@
-"""What the service tells Prometheus: all that was sent is counted once, by whichever worker, and nothing is lost with a worker."""
+"""What the service tells Prometheus: all that was sent is counted once, by whichever worker, and nothing is lost with a
+worker.
+"""
 
 import base64
 import subprocess
@@ -45,13 +47,20 @@ def send(server, path, **options):
 
 
 def worker_pids(server):
-    return [worker["pid"] for worker in requests.get(f"http://{server.management_address}/models/emnist", timeout=TIMEOUT_S).json()[0]["workers"]]
+    return [
+        worker["pid"]
+        for worker in requests.get(f"http://{server.management_address}/models/emnist", timeout=TIMEOUT_S).json()[0][
+            "workers"
+        ]
+    ]
 
 
 def test_counts_rise_by_what_was_sent_and_every_worker_tells_them_all(server, samples):
     before = scrape(server)
     with ThreadPoolExecutor(4) as pool:
-        answers = pool.map(lambda data: send(server, "/predictions/emnist", data=data).json()["character"], [*samples.values()] * 3)
+        answers = pool.map(
+            lambda data: send(server, "/predictions/emnist", data=data).json()["character"], [*samples.values()] * 3
+        )
         assert Counter(answers) == dict.fromkeys(samples, 3)
     assert [send(server, "/predictions/emnist", data=b"junk").status_code for _ in range(2)] == [415, 415]
     assert send(server, "/predictions/emnist?alphabet=greek", data=samples["3"]).status_code == 400
@@ -59,10 +68,14 @@ def test_counts_rise_by_what_was_sent_and_every_worker_tells_them_all(server, sa
     v1 = {"instances": [{"b64": good}, {"b64": bad}, {"b64": good}]}
     assert send(server, "/v1/models/emnist:predict", json=v1).status_code == 200
     tensor = {"name": "picture", "datatype": "BYTES", "shape": [2]}
-    assert send(server, "/v2/models/emnist/infer", json={"inputs": [tensor | {"data": [good, good]}]}).status_code == 200
+    assert (
+        send(server, "/v2/models/emnist/infer", json={"inputs": [tensor | {"data": [good, good]}]}).status_code == 200
+    )
     assert send(server, "/v2/models/emnist/infer", json={"inputs": [tensor | {"data": [good, bad]}]}).status_code == 415
     assert requests.get(f"{server.url}/v2/models/emnist", timeout=TIMEOUT_S).status_code == 200
-    assert send(server, "/predictions/other", data=samples["3"]).status_code == 404, "refused by TorchServe, not counted by workers"
+    assert send(server, "/predictions/other", data=samples["3"]).status_code == 404, (
+        "refused by TorchServe, not counted by workers"
+    )
     assert send(server, "/nowhere", data=samples["3"]).status_code == 404, "refused by the edge"
     after = [scrape(server) for _ in range(10)]
     assert all(scraped == after[0] for scraped in after)
@@ -84,8 +97,17 @@ def test_counts_rise_by_what_was_sent_and_every_worker_tells_them_all(server, sa
         ("emnist_errors_total", "unsupported_format", "v1"): 1,
         ("emnist_errors_total", "unsupported_format", "v2"): 1,
     }
-    alone = [MultiProcessCollector.merge([str(path)]) for path in (server.admin_socket.parent / "metrics").glob("histogram_*.db")]
-    batches = [s.value for found in alone for metric in found for s in metric.samples if s.name == "emnist_batch_requests_count"]
+    alone = [
+        MultiProcessCollector.merge([str(path)])
+        for path in (server.admin_socket.parent / "metrics").glob("histogram_*.db")
+    ]
+    batches = [
+        s.value
+        for found in alone
+        for metric in found
+        for s in metric.samples
+        if s.name == "emnist_batch_requests_count"
+    ]
     assert sum(batches) == after[0]["emnist_batch_requests_count",]
     assert sum(count > 0 for count in batches) >= 2, "more than one worker has answered"
 
@@ -148,8 +170,13 @@ def test_without_workers_the_edge_still_tells_its_own(tmp_path, ports):
     haproxy = subprocess.Popen(haproxy_command(), env=environment, stderr=subprocess.DEVNULL)
     try:
         with requests.Session() as session:
-            session.mount("http://", requests.adapters.HTTPAdapter(max_retries=requests.adapters.Retry(connect=10, backoff_factor=0.1)))
-            assert "haproxy_frontend_status" in session.get(f"http://{LOOPBACK}:{probes}/metrics", timeout=TIMEOUT_S).text
+            session.mount(
+                "http://",
+                requests.adapters.HTTPAdapter(max_retries=requests.adapters.Retry(connect=10, backoff_factor=0.1)),
+            )
+            assert (
+                "haproxy_frontend_status" in session.get(f"http://{LOOPBACK}:{probes}/metrics", timeout=TIMEOUT_S).text
+            )
             answer = session.get(f"http://{LOOPBACK}:{probes}/metrics/model", timeout=TIMEOUT_S)
     finally:
         haproxy.terminate()

@@ -54,7 +54,9 @@ def test_tritonclient_reads_pictures_and_prepared_images(client, samples, recogn
     assert result.as_numpy("ascii").tolist() == [ord(c) for c in samples]
     assert result.as_numpy("confidence").dtype == np.float32
     outputs = [triton.InferRequestedOutput("image"), triton.InferRequestedOutput("confidence", binary_data=False)]
-    seen = client.infer("emnist", [pictures_tensor(samples.values())], outputs=outputs, parameters={"alphabet": "vin", "top_k": 1})
+    seen = client.infer(
+        "emnist", [pictures_tensor(samples.values())], outputs=outputs, parameters={"alphabet": "vin", "top_k": 1}
+    )
     images = seen.as_numpy("image")
     assert (images.shape, images.dtype) == ((len(samples), 28, 28), np.uint8)
     for binary in (True, False):
@@ -78,7 +80,10 @@ def test_tritonclient_is_told_what_was_expected(client, samples):
     with pytest.raises(InferenceServerException, match=r"\[415\].*without Content-Encoding"):
         client.infer("emnist", [pictures_tensor(samples.values())], request_compression_algorithm="gzip")
     with pytest.raises(InferenceServerException, match=r"\[422\] blank_image: picture 0"):
-        client.infer("emnist", [triton.InferInput("picture", [1], "BYTES").set_data_from_numpy(np.array([stream.getvalue()], object))])
+        client.infer(
+            "emnist",
+            [triton.InferInput("picture", [1], "BYTES").set_data_from_numpy(np.array([stream.getvalue()], object))],
+        )
 
 
 def test_v1_names_the_model_and_answers(server, samples):
@@ -116,26 +121,36 @@ def test_errors_on_kserves_paths_are_one_text(server, method, path, status):
 
 def test_a_body_is_a_picture_whatever_its_content_type_says(server, samples):
     for kind in ("application/json", "text/plain", "application/x-www-form-urlencoded", "image/png; charset=x", ""):
-        answer = requests.post(f"{server.url}/predictions/emnist", data=samples["3"], headers={"Content-Type": kind}, timeout=TIMEOUT_S)
+        answer = requests.post(
+            f"{server.url}/predictions/emnist", data=samples["3"], headers={"Content-Type": kind}, timeout=TIMEOUT_S
+        )
         assert (answer.status_code, answer.json()["character"]) == (200, "3"), kind
 
 
 def test_headers_that_would_kill_a_worker_are_refused(server, samples):
     for headers in ({"X-Name": b"\xff\xfe"}, {"Content-Type": b"image/\xff"}):
-        answer = requests.post(f"{server.url}/predictions/emnist", data=samples["3"], headers=headers, timeout=TIMEOUT_S)
+        answer = requests.post(
+            f"{server.url}/predictions/emnist", data=samples["3"], headers=headers, timeout=TIMEOUT_S
+        )
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
 
 
 def test_a_form_is_chosen_by_the_path_alone(server, samples):
-    answer = requests.post(f"{server.url}/predictions/emnist", data=samples["3"], headers={"X-Protocol": "v2-metadata"}, timeout=TIMEOUT_S)
+    answer = requests.post(
+        f"{server.url}/predictions/emnist", data=samples["3"], headers={"X-Protocol": "v2-metadata"}, timeout=TIMEOUT_S
+    )
     assert answer.json()["character"] == "3"
 
 
 def test_requests_have_an_id_and_hand_on_their_trace(tight, samples):
     url = f"{tight.server.url}/predictions/emnist?alphabet=digits"
     before = tight.log.stat().st_size
-    given = requests.post(url, data=samples["3"], headers={"X-Request-Id": "order-66", "traceparent": TRACE}, timeout=TIMEOUT_S)
-    made = requests.post(url, data=samples["3"], headers={"X-Request-Id": 'a"b', "traceparent": "00-x"}, timeout=TIMEOUT_S)
+    given = requests.post(
+        url, data=samples["3"], headers={"X-Request-Id": "order-66", "traceparent": TRACE}, timeout=TIMEOUT_S
+    )
+    made = requests.post(
+        url, data=samples["3"], headers={"X-Request-Id": 'a"b', "traceparent": "00-x"}, timeout=TIMEOUT_S
+    )
     requests.get(f"{tight.server.url}/ready", timeout=TIMEOUT_S)
     refused = requests.get(f'{tight.server.url}/no"path', timeout=TIMEOUT_S)
     deadline = time.monotonic() + TIMEOUT_S
@@ -158,7 +173,12 @@ def test_requests_have_an_id_and_hand_on_their_trace(tight, samples):
 
 
 def test_answers_are_no_pages_and_no_other_site_may_ask(server, samples):
-    answer = requests.post(f"{server.url}/predictions/emnist", data=samples["3"], headers={"Origin": "https://example.org"}, timeout=TIMEOUT_S)
+    answer = requests.post(
+        f"{server.url}/predictions/emnist",
+        data=samples["3"],
+        headers={"Origin": "https://example.org"},
+        timeout=TIMEOUT_S,
+    )
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["Cache-Control"] == "no-store"
     assert "Access-Control-Allow-Origin" not in answer.headers

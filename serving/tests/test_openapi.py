@@ -34,7 +34,8 @@ CHECKS = [
     response_schema_conformance,
     unsupported_method,
 ]
-# What a picture's bytes may be is not told by a schema, and a query's name that is not known is refused whatever its value.
+# What a picture's bytes may be is not told by a schema, and a query's name that is not known is refused whatever its
+# value.
 REJECTING = [*CHECKS, negative_data_rejection]
 QUIET = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 OPERATIONS = [(path, method) for path, item in SPECIFICATION["paths"].items() for method in item]
@@ -64,8 +65,12 @@ def test_many_requests_made_from_the_file_are_answered_as_it_says(case, server):
 def test_every_path_of_the_file_is_routed(server, path, method):
     """And by its own method alone: another one is told which it is."""
     body = SAMPLE.read_bytes() if path.startswith("/predictions") else None
-    answer = requests.request(method, server.url + path, data=body, json={} if method == "post" and body is None else None, timeout=TIMEOUT_S)
-    assert answer.status_code == (400 if method == "post" and body is None else 200), "an empty request reaches its parser"
+    answer = requests.request(
+        method, server.url + path, data=body, json={} if method == "post" and body is None else None, timeout=TIMEOUT_S
+    )
+    assert answer.status_code == (400 if method == "post" and body is None else 200), (
+        "an empty request reaches its parser"
+    )
     assert answer.headers["X-Model-Version"]
     assert answer.headers["X-Request-Id"]
     other = requests.request("DELETE", server.url + path, timeout=TIMEOUT_S)
@@ -97,5 +102,9 @@ def test_the_file_tells_all_codes_alphabets_and_tensors(server):
     assert schemas["Alphabet"]["enum"] == list(ALPHABET_NAMES)
     metadata = requests.get(f"{server.url}/v2/models/emnist", timeout=TIMEOUT_S).json()
     properties = schemas["InferRequest"]["properties"]
-    assert properties["inputs"]["items"]["properties"]["name"]["enum"] == [tensor["name"] for tensor in metadata["inputs"]]
-    assert properties["outputs"]["items"]["properties"]["name"]["enum"] == [tensor["name"] for tensor in metadata["outputs"]]
+    assert properties["inputs"]["items"]["properties"]["name"]["enum"] == [
+        tensor["name"] for tensor in metadata["inputs"]
+    ]
+    assert properties["outputs"]["items"]["properties"]["name"]["enum"] == [
+        tensor["name"] for tensor in metadata["outputs"]
+    ]

@@ -29,7 +29,8 @@ handler = emnist_handler.EmnistHandler()
 manifest = json.loads(pathlib.Path("MAR-INF/MANIFEST.json").read_text())
 statuses, headers = {}, {}
 context = SimpleNamespace(
-    system_properties={"model_dir": ".", "gpu_id": None, "batch_size": 2}, manifest=manifest, model_yaml_config={"deviceType": sys.argv[2]},
+    system_properties={"model_dir": ".", "gpu_id": None, "batch_size": 2}, manifest=manifest,
+    model_yaml_config={"deviceType": sys.argv[2]},
     get_all_request_header=lambda idx: {"Content-Type": "image/png"},
     set_response_status=lambda code, idx: statuses.update({idx: code}),
     set_response_header=lambda idx, key, value: headers.setdefault(idx, {}).update({key: value}))
@@ -37,7 +38,8 @@ handler.initialize(context)
 rows = [{"body": pathlib.Path(sys.argv[1]).read_bytes()}, {"body": b"junk"}]
 bodies = [json.loads(body) for body in handler.handle(rows, context)]
 here = str(pathlib.Path.cwd())
-ours = {n: m.__file__ for n, m in sys.modules.items() if n.split(".")[0] in ("handlers", "training", "serving", "torchvision")}
+roots = ("common", "handlers", "training", "serving", "torchvision")
+ours = {n: m.__file__ for n, m in sys.modules.items() if n.split(".")[0] in roots}
 assert all(f.startswith((here, "./")) or not f for f in ours.values()), ours
 assert not any(n.split(".")[0] in ("training", "serving", "torchvision") for n in ours), ours
 print(json.dumps([bodies, statuses, headers]))
@@ -52,8 +54,13 @@ def unpacked(mar, folder):
 
 def test_a_handler_that_sees_no_gpu_does_not_fall_back(mar, tmp_path):
     command = [sys.executable, "-E", "-c", IN_A_CLEAN_PROCESS, "no.png", "gpu"]
-    done = subprocess.run(command, cwd=unpacked(mar, tmp_path), capture_output=True, text=True, timeout=120, check=False)
-    assert done.stderr.splitlines()[-1] == "RuntimeError: model-config.yaml asks for deviceType gpu, and no GPU is visible to this worker"
+    done = subprocess.run(
+        command, cwd=unpacked(mar, tmp_path), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (
+        done.stderr.splitlines()[-1]
+        == "RuntimeError: model-config.yaml asks for deviceType gpu, and no GPU is visible to this worker"
+    )
 
 
 def test_the_archive_works_in_a_clean_process(mar, tmp_path, emnist, recognizer):
@@ -99,7 +106,9 @@ def test_the_archive_holds_what_the_handler_imports_and_no_more(mar, recognizer,
 @pytest.mark.usefixtures("one_worker")
 @pytest.mark.slow
 def test_another_class_set_packages_and_serves(untrained, tmp_path, emnist):
-    """Under a name of its own, which the edge then takes for the one that there is. The slow tests serve every recipe's."""
+    """Under a name of its own, which the edge then takes for the one that there is. The slow tests serve every
+    recipe's.
+    """
     classes = DIGITS
     model = untrained(classes)
     mar = tmp_path / f"other{len(classes)}.mar"
@@ -119,9 +128,13 @@ SYSTEMS = {"system-a": BY_MERGE, "system-b": DIGITS, "system-c": VIN, "system-d"
 
 @pytest.mark.parametrize(("recipe", "classes"), SYSTEMS.items())
 def test_every_recipes_export_packages_and_answers(untrained_recipe, tmp_path, emnist, recipe, classes):
-    """The model out of the archive, through the handler's own reading of requests; the largest one narrower, to save time."""
+    """The model out of the archive, through the handler's own reading of requests; the largest one narrower, to save
+    time.
+    """
     mar = tmp_path / f"{recipe}.mar"
-    version = package(untrained_recipe(recipe, *(["model.widths=[8, 16, 32, 64]"] if recipe == "system-c" else [])), mar)
+    version = package(
+        untrained_recipe(recipe, *(["model.widths=[8, 16, 32, 64]"] if recipe == "system-c" else [])), mar
+    )
     with zipfile.ZipFile(mar) as archive:
         packed = Recognizer(archive.extract("emnist.pt", tmp_path))
     assert (packed.version, "".join(packed.classes)) == (version, classes)
@@ -159,7 +172,9 @@ def test_every_recipes_export_serves(untrained_recipe, tmp_path, emnist, recipe,
 
 
 def test_packaging_touches_no_other_temporary_file(model_path, tmp_path, monkeypatch):
-    """The archiver by itself would empty a folder of the model's name there, which may be another packaging's, or a user's."""
+    """The archiver by itself would empty a folder of the model's name there, which may be another packaging's, or a
+    user's.
+    """
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     (tmp_path / "emnist").mkdir()

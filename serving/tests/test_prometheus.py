@@ -1,4 +1,6 @@
-"""The dashboard and the alerts of k8s/overlays/monitoring against what a running service tells, and in a running Prometheus."""
+"""The dashboard and the alerts of k8s/overlays/monitoring against what a running service tells, and in a running
+Prometheus.
+"""
 
 import json
 import re
@@ -35,7 +37,11 @@ def panels(overlay):
 
 @pytest.fixture(scope="module")
 def alerts(overlay):
-    return [rule["expr"] for group in yaml.safe_load((overlay / "rules.yaml").read_text())["groups"] for rule in group["rules"]]
+    return [
+        rule["expr"]
+        for group in yaml.safe_load((overlay / "rules.yaml").read_text())["groups"]
+        for rule in group["rules"]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,12 @@ def jobs(overlay):
 @pytest.fixture(scope="module")
 def told(server, jobs):
     """What the service answers to each job."""
-    return {job["job_name"]: requests.get(server.probes_url + job["metrics_path"], params=job.get("params"), timeout=TIMEOUT_S).text for job in jobs}
+    return {
+        job["job_name"]: requests.get(
+            server.probes_url + job["metrics_path"], params=job.get("params"), timeout=TIMEOUT_S
+        ).text
+        for job in jobs
+    }
 
 
 def names_in(query):
@@ -59,14 +70,20 @@ def test_every_metric_of_dashboard_and_alerts_is_told_by_the_service(told, panel
     asked = {name for query in [*alerts, *(query for _, query in panels)] for name in names_in(query)}
     assert len(asked) > 15
     assert asked - ELSEWHERE <= there
-    own = {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name in there if name.startswith("emnist_")}
+    own = {
+        name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
+        for name in there
+        if name.startswith("emnist_")
+    }
     used = {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name in asked}
     assert own <= used, "counted, and shown nowhere"
 
 
 def test_every_series_that_a_query_selects_is_there(told, panels, alerts):
     """A proxy, server, code or bound that is named and not there would leave a panel empty for ever."""
-    labels = {match for text in told.values() for line in text.splitlines() for match in re.findall(r'(\w+)="([^"]*)"', line)}
+    labels = {
+        match for text in told.values() for line in text.splitlines() for match in re.findall(r'(\w+)="([^"]*)"', line)
+    }
     for query in [*alerts, *(query for _, query in panels)]:
         for name, operator, value in re.findall(r'(proxy|server|code|le|state)(=~|=)"([^"]+)"', query):
             there = [label for label_name, label in labels if label_name == name]
@@ -75,16 +92,26 @@ def test_every_series_that_a_query_selects_is_there(told, panels, alerts):
 
 
 @pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is missing: it comes with Prometheus (Debian: prometheus; prometheus.io/download)"
+    shutil.which("promtool") is None,
+    reason="promtool is missing: it comes with Prometheus (Debian: prometheus; prometheus.io/download)",
 )
 def test_the_workers_metrics_are_as_prometheus_wants_them(told):
-    done = subprocess.run(["promtool", "check", "metrics"], input=told["emnist-model"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=told["emnist-model"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.fixture(scope="module")
 def prometheus(server, overlay, jobs, tmp_path_factory, root):
-    """The address of a Prometheus that has read the service for some seconds, with the overlay's jobs but one pod that is named."""
+    """The address of a Prometheus that has read the service for some seconds, with the overlay's jobs but one pod that
+    is named.
+    """
     if shutil.which("prometheus") is None:
         pytest.skip("Prometheus is missing (Debian: apt-get install prometheus; or prometheus.io/download)")
     folder = tmp_path_factory.mktemp("prometheus")
@@ -93,9 +120,14 @@ def prometheus(server, overlay, jobs, tmp_path_factory, root):
     for job in jobs:
         del job["kubernetes_sd_configs"]
         job["static_configs"] = [{"targets": [server.probes_url.removeprefix("http://")], "labels": labels}]
-    config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}, "scrape_configs": jobs}
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "scrape_configs": jobs,
+    }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config | {"rule_files": [str(overlay / "rules.yaml")]}))
-    subprocess.run(["promtool", "check", "config", folder / "prometheus.yml"], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        ["promtool", "check", "config", folder / "prometheus.yml"], check=True, timeout=60, stdout=subprocess.DEVNULL
+    )
     with reserved_ports(1) as (port,):
         command = [
             "prometheus",
@@ -139,7 +171,10 @@ def ask(url, path, **parameters):
 @pytest.mark.slow
 def test_a_prometheus_reads_the_service_and_answers_every_query(prometheus, panels, recognizer):
     targets = ask(prometheus, "targets")["activeTargets"]
-    assert {(target["labels"]["job"], target["health"]) for target in targets} == {("emnist-edge", "up"), ("emnist-model", "up")}
+    assert {(target["labels"]["job"], target["health"]) for target in targets} == {
+        ("emnist-edge", "up"),
+        ("emnist-model", "up"),
+    }
     assert all((target["labels"]["namespace"], target["labels"]["pod"]) == (NAMESPACE, "here") for target in targets)
     empty = set()
     for title, query in panels:
@@ -150,7 +185,9 @@ def test_a_prometheus_reads_the_service_and_answers_every_query(prometheus, pane
     assert empty <= EMPTY_AT_REST
     (version,) = ask(prometheus, "query", query="emnist_model_info")["result"]
     assert version["metric"]["version"] == recognizer.version
-    (answered,) = ask(prometheus, "query", query='sum by (character) (increase(emnist_answers_total{namespace="emnist"}[10s])) > 0')["result"]
+    (answered,) = ask(
+        prometheus, "query", query='sum by (character) (increase(emnist_answers_total{namespace="emnist"}[10s])) > 0'
+    )["result"]
     assert answered["metric"]["character"] == "3"
 
 

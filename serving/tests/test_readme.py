@@ -24,7 +24,9 @@ def readme(root):
 
 
 def test_every_make_target_exists_and_has_a_help_line(root, readme):
-    help_text = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, timeout=60, check=True).stdout
+    help_text = subprocess.run(
+        ["make", "help"], cwd=root, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     documented = set(re.findall(r"^  make ([a-z-]+) +\S", help_text, re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE))
     assert {"demo", "test", "serve", "train", "bench", "help"} <= named <= documented
@@ -41,7 +43,9 @@ def test_every_module_and_path_exists(root, readme):
             target = root / folder / (path or "README.md")
             assert target.exists(), path
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if heading else []
-            assert not heading or heading in [re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-") for name in headings], heading
+            assert not heading or heading in [
+                re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-") for name in headings
+            ], heading
 
 
 def test_the_figures_are_the_committed_models(recognizer, readme):
@@ -50,7 +54,9 @@ def test_the_figures_are_the_committed_models(recognizer, readme):
         assert re.search(rf"\| `{name}` \| {score['n']:,} \| {accuracy:.2f} % \| {error:.2f} \|", readme), name
     for row in recognizer.meta["metrics"]["test"]["pictures"]:
         if row["group"] != "blank":
-            assert f"| {row['style']} | {100 * row['accuracy']:.1f} % | {100 * row['ece']:.1f} % |" in readme, row["style"]
+            assert f"| {row['style']} | {100 * row['accuracy']:.1f} % | {100 * row['ece']:.1f} % |" in readme, row[
+                "style"
+            ]
     assert f"{recognizer.meta['parameters']:,} parameters" in readme
     assert f"model version {recognizer.version}" in readme
 
@@ -95,9 +101,16 @@ def test_the_snippets_run(root, server, readme):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    client, kserve = sorted(re.findall(r"```python\n(.*?)```", readme, re.DOTALL), key=lambda snippet: "tritonclient" in snippet)
-    assert len(run([sys.executable, "-c"], client).splitlines()) == 1 + len(list((root / "serving" / "samples").glob("*.png")))
-    assert re.findall(r"(\S+) (?:3|5) 0\.9", run([sys.executable, "-c"], kserve)) == ["serving/samples/3_clean.png", "serving/samples/5_palette.gif"]
+    client, kserve = sorted(
+        re.findall(r"```python\n(.*?)```", readme, re.DOTALL), key=lambda snippet: "tritonclient" in snippet
+    )
+    assert len(run([sys.executable, "-c"], client).splitlines()) == 1 + len(
+        list((root / "serving" / "samples").glob("*.png"))
+    )
+    assert re.findall(r"(\S+) (?:3|5) 0\.9", run([sys.executable, "-c"], kserve)) == [
+        "serving/samples/3_clean.png",
+        "serving/samples/5_palette.gif",
+    ]
     curls = re.search(r"```sh\n(.*?)```", readme, re.DOTALL)[1].replace("curl", "curl -s -w '\\n'")
     v1, v2 = map(json.loads, run(["bash", "-ec"], curls).splitlines())
     assert v1["predictions"][0]["character"] == v2["outputs"][0]["data"][0] == "3"

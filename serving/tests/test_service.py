@@ -52,7 +52,12 @@ def test_rest_batch_and_evaluator_say_the_same(server, emnist, recognizer, model
         (pictures / f"{number:04d}.png").write_bytes(png(image))
     evaluated = recognizer.probabilities(emnist.images.numpy())
     output = tmp_path / "out.csv"
-    assert batch.main(["--input", str(pictures), "--output", str(output), "--model", str(model_path), "--alphabet", "classes"]) == 0
+    assert (
+        batch.main(
+            ["--input", str(pictures), "--output", str(output), "--model", str(model_path), "--alphabet", "classes"]
+        )
+        == 0
+    )
     rows = list(csv.DictReader(output.open(newline="")))
     assert len(rows) == len(emnist)
     with Client(server.url) as client:
@@ -117,7 +122,15 @@ def test_what_the_edge_answers_itself_has_the_same_form(server, url, picture):
         (requests.get(url, timeout=TIMEOUT_S), 405),
         (requests.get(f"{server.url}/models", timeout=TIMEOUT_S), 404),
         (requests.post(f"{server.url}/predictions/other", files={"data": picture}, timeout=TIMEOUT_S), 404),
-        *((requests.post(url, data=chunks(), headers={"Content-Type": "application/octet-stream"}, timeout=TIMEOUT_S), 413) for _ in range(10)),
+        *(
+            (
+                requests.post(
+                    url, data=chunks(), headers={"Content-Type": "application/octet-stream"}, timeout=TIMEOUT_S
+                ),
+                413,
+            )
+            for _ in range(10)
+        ),
     ]
     for response, status in answers:
         assert response.status_code == status
@@ -205,7 +218,10 @@ def test_a_model_that_cannot_load_is_one_line(mar, tmp_path):
     with zipfile.ZipFile(mar) as source, zipfile.ZipFile(broken, "w") as target:
         for name in source.namelist():
             target.writestr(name, b"broken" if name == "emnist.pt" else source.read(name))
-    with pytest.raises(ServerError, match=r"^the model cannot be loaded: .*is not a model made by [^\n]*$"), running(broken):
+    with (
+        pytest.raises(ServerError, match=r"^the model cannot be loaded: .*is not a model made by [^\n]*$"),
+        running(broken),
+    ):
         pass
 
 
@@ -214,6 +230,9 @@ def test_a_model_that_cannot_load_is_one_line(mar, tmp_path):
 def test_a_gpu_that_is_not_there_is_one_line(model_path, tmp_path):
     package(model_path, tmp_path / "emnist.mar", device="gpu")
     started = time.monotonic()
-    with pytest.raises(ServerError, match=r"^the model cannot be loaded: [^\n]*no GPU is visible to this worker$"), running(tmp_path / "emnist.mar"):
+    with (
+        pytest.raises(ServerError, match=r"^the model cannot be loaded: [^\n]*no GPU is visible to this worker$"),
+        running(tmp_path / "emnist.mar"),
+    ):
         pass
     assert time.monotonic() - started < TIMEOUT_S

@@ -1,6 +1,8 @@
-"""A Triton server with a stand-in for the model, for test_conformance.py: `python triton_server.py PORT`, in .venv-triton.
+"""A Triton server with a stand-in for the model, for test_conformance.py: `python triton_server.py PORT`, in
+.venv-triton.
 
-Its inputs and outputs are those of handlers/protocols/kserve_v2.py. It takes every picture for a K and answers prepared images as they came.
+Its inputs and outputs are those of handlers/protocols/kserve_v2.py. It takes every picture for a K and answers prepared
+images as they came.
 """
 
 import sys
@@ -9,7 +11,10 @@ import numpy as np
 from pytriton.model_config import ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-INPUTS = [Tensor(name="picture", dtype=bytes, shape=(-1,), optional=True), Tensor(name="image", dtype=np.uint8, shape=(-1, 28, 28), optional=True)]
+INPUTS = [
+    Tensor(name="picture", dtype=bytes, shape=(-1,), optional=True),
+    Tensor(name="image", dtype=np.uint8, shape=(-1, 28, 28), optional=True),
+]
 OUTPUTS = [
     Tensor(name="character", dtype=bytes, shape=(-1,)),
     Tensor(name="ascii", dtype=np.int32, shape=(-1,)),

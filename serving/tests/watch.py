@@ -20,13 +20,19 @@ def java_of(server):
 
 
 class Watch:
-    """Between entering and leaving: the highest memory of each of the service's processes, in MB, and what a neighbour is answered."""
+    """Between entering and leaving: the highest memory of each of the service's processes, in MB, and what a neighbour
+    is answered.
+    """
 
     def __init__(self, server):
         self.url = server.url
         self.management = f"http://{server.management_address}/models/{server.model}"
         java = java_of(server)
-        haproxy = next(child for child in psutil.Process().children() if f"{server.admin_socket}" in child.environ().get("ADMIN_SOCKET", ""))
+        haproxy = next(
+            child
+            for child in psutil.Process().children()
+            if f"{server.admin_socket}" in child.environ().get("ADMIN_SOCKET", "")
+        )
         self.workers = java.children(recursive=True)
         self.processes = [haproxy, java, *self.workers]
         self.peak = [0.0] * len(self.processes)
@@ -55,11 +61,16 @@ class Watch:
 
     def said(self):
         """What TorchServe says of its workers: their ids, process ids and states."""
-        return [(w["id"], w["pid"], w["status"]) for w in requests.get(self.management, timeout=TIMEOUT_S).json()[0]["workers"]]
+        return [
+            (w["id"], w["pid"], w["status"])
+            for w in requests.get(self.management, timeout=TIMEOUT_S).json()[0]["workers"]
+        ]
 
     def deaths(self):
         """Processes that ended, and workers that TorchServe has replaced."""
-        return [p.pid for p in self.processes if not p.is_running()] + [w for w in self.said() if w not in self.workers_before]
+        return [p.pid for p in self.processes if not p.is_running()] + [
+            w for w in self.said() if w not in self.workers_before
+        ]
 
     def _sample(self):
         while not self._stop.wait(SAMPLE_S):

@@ -23,7 +23,10 @@ class JsonLines(logging.Formatter):
     """A record as one line of JSON; `fields` of the record stand in place of its message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {"time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"), "level": record.levelname.lower()}
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+        }
         line |= getattr(record, "fields", None) or {"message": record.getMessage()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -39,8 +42,14 @@ def log_to_stderr() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     default = Settings()
-    parser = argparse.ArgumentParser(prog="python -m serving.web", description="The drawing page and its gateway, until Ctrl-C.")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 for all of this machine; default: %(default)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.web", description="The drawing page and its gateway, until Ctrl-C."
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on; 0.0.0.0 for all of this machine; default: %(default)s",
+    )
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
     parser.add_argument("--upstream", help=f"where the model service is; default: {default.upstream}")
     parser.add_argument("--model", help=f"the model's name there; default: {default.model_name}")
@@ -52,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     log_to_stderr()
     config = configuration(create_app(settings), arguments.host, arguments.port, settings.longest_answer_s)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again once it has ended in order
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # uvicorn raises the signal again once it has ended in order
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run()
     return 0

@@ -42,7 +42,14 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         yield
         await upstream.close()
 
-    app = FastAPI(title="Handwritten characters", version="1", description=DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Handwritten characters",
+        version="1",
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
     app.openapi_version = "3.0.3"
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_error)
@@ -77,7 +84,9 @@ def _add_predict(app: FastAPI, upstream: Upstream, api_key: str) -> None:
     )
     async def predict(request: Request, parameters: Annotated[Parameters, Query()]) -> Response:
         content = await content_of(request)
-        reading, milliseconds = await upstream.read(content, parameters.alphabet, parameters.top_k, request.state.upstream_headers)
+        reading, milliseconds = await upstream.read(
+            content, parameters.alphabet, parameters.top_k, request.state.upstream_headers
+        )
         body = {
             "character": reading.character,
             "ascii": reading.ascii,
@@ -92,7 +101,13 @@ def _add_predict(app: FastAPI, upstream: Upstream, api_key: str) -> None:
 
 
 def _add_probes(app: FastAPI, upstream: Upstream) -> None:
-    @app.get("/live", operation_id="live", tags=["Probes"], summary="Whether the gateway runs", responses={200: {"model": Status}})
+    @app.get(
+        "/live",
+        operation_id="live",
+        tags=["Probes"],
+        summary="Whether the gateway runs",
+        responses={200: {"model": Status}},
+    )
     async def live() -> Response:
         return JSONResponse({"status": "live"})
 
@@ -124,7 +139,10 @@ def keys(api_key: str) -> list[Any]:
         given = header if header is not None else bearer.credentials if bearer else ""
         if not hmac.compare_digest(given.encode("latin-1"), expected):
             raise ApiError(
-                "unauthorized", "an API key is needed, in the header X-API-Key or as a bearer token" if not given else "this API key is not valid"
+                "unauthorized",
+                "an API key is needed, in the header X-API-Key or as a bearer token"
+                if not given
+                else "this API key is not valid",
             )
 
     return [Security(check)]
@@ -158,10 +176,14 @@ def _pages() -> list[Route | Mount]:
 
 
 def swagger_folder() -> Path:
-    """Where the package swagger-ui-bundle keeps its files; found, not imported, for it would bring a template engine."""
+    """Where the package swagger-ui-bundle keeps its files; found, not imported, for it would bring a template
+    engine.
+    """
     spec = importlib.util.find_spec("swagger_ui_bundle")
     if spec is None or spec.origin is None:
-        raise RuntimeError("the Python package 'swagger-ui-bundle' is missing; `make` installs what is needed into .venv")
+        raise RuntimeError(
+            "the Python package 'swagger-ui-bundle' is missing; `make` installs what is needed into .venv"
+        )
     (file,) = Path(spec.origin).parent.glob("vendor/*/swagger-ui-bundle.js")
     return file.parent
 

@@ -14,7 +14,9 @@ IDLE_CONNECTION_S = 30
 
 
 class Connection(H11Protocol):
-    """A connection that is closed if a request's headers are not there in time, from the connection or the last answer on."""
+    """A connection that is closed if a request's headers are not there in time, from the connection or the last answer
+    on.
+    """
 
     _waiting: asyncio.TimerHandle | None = None
 

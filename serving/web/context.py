@@ -1,4 +1,6 @@
-"""The outermost layer: the request's names, the security headers, the access log, and an answer when all else failed."""
+"""The outermost layer: the request's names, the security headers, the access log, and an answer when all else
+failed.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,11 @@ class Context:
         finally:
             milliseconds = round(1000 * (time.perf_counter() - started), 1)
             fields: dict[str, Any] = {"method": scope["method"], "path": scope["path"], "ms": milliseconds, **seen}
-            fields |= {"request_id": names["X-Request-Id"], "trace_id": trace_id, "client": (scope.get("client") or ("",))[0]}
+            fields |= {
+                "request_id": names["X-Request-Id"],
+                "trace_id": trace_id,
+                "client": (scope.get("client") or ("",))[0],
+            }
             access.info("request", extra={"fields": fields})
 
 

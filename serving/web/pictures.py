@@ -14,7 +14,10 @@ from serving.web.schemas import Pixels
 from serving.web.settings import MAX_PICTURE_BYTES, MAX_PIXELS_BYTES
 
 FIELD = "data"
-HOW_TO_SEND = "send a picture as the body (image/png and the like, or application/octet-stream), as the multipart field 'data', or pixels as JSON"
+HOW_TO_SEND = (
+    "send a picture as the body (image/png and the like, or application/octet-stream), as the multipart field 'data',"
+    " or pixels as JSON"
+)
 
 
 async def content_of(request: Request) -> bytes | list[int]:

@@ -11,7 +11,9 @@ from serving.web.settings import MAX_PIXELS_BYTES
 PIXELS = 28 * 28
 Pixel = Annotated[int, Field(ge=0, le=255)]
 Alphabet = Literal["alnum", "digits", "letters", "vin", "classes"]
-EXAMPLE_PIXELS: list[JsonValue] = [255 if 12 <= i % 28 < 16 and 4 <= i // 28 < 24 else 0 for i in range(PIXELS)]  # an upright stroke
+EXAMPLE_PIXELS: list[JsonValue] = [
+    255 if 12 <= i % 28 < 16 and 4 <= i // 28 < 24 else 0 for i in range(PIXELS)
+]  # an upright stroke
 
 
 class Parameters(BaseModel):
@@ -20,9 +22,17 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
     alphabet: Alphabet = Field(
         default="alnum",
-        description="What the answer may be: `alnum` 0-9 A-Z, `digits`, `letters`, `vin` (no I, O, Q), `classes` the model's own, lower case too.",
+        description=(
+            "What the answer may be: `alnum` 0-9 A-Z, `digits`, `letters`, `vin` (no I, O, Q), `classes` the model's"
+            " own, lower case too."
+        ),
     )
-    top_k: int = Field(default=3, ge=1, le=100, description="How many characters the answer holds, with the first; no more than the alphabet has.")
+    top_k: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="How many characters the answer holds, with the first; no more than the alphabet has.",
+    )
 
 
 class Pixels(BaseModel):
@@ -47,7 +57,10 @@ class Answer(BaseModel):
                 "ascii": 51,
                 "confidence": 0.987414,
                 "alphabet": "alnum",
-                "alternatives": [{"character": "R", "confidence": 0.000605}, {"character": "D", "confidence": 0.000603}],
+                "alternatives": [
+                    {"character": "R", "confidence": 0.000605},
+                    {"character": "D", "confidence": 0.000603},
+                ],
                 "image": EXAMPLE_PIXELS,
                 "milliseconds": 9.7,
                 "model_version": "43c8ff45074c",
@@ -59,7 +72,9 @@ class Answer(BaseModel):
     confidence: float = Field(ge=0, le=1, description="The calibrated probability that the character is right.")
     alphabet: Alphabet
     alternatives: list[Alternative] = Field(description="The next best characters, the best first.")
-    image: list[Pixel] = Field(description="What the network saw: light on black, row by row; 28x28 with the included model.")
+    image: list[Pixel] = Field(
+        description="What the network saw: light on black, row by row; 28x28 with the included model."
+    )
     milliseconds: float = Field(ge=0, description="How long the model service took.")
     model_version: str
 
@@ -72,7 +87,11 @@ class ErrorDetail(BaseModel):
 class Error(BaseModel):
     """Every error has this form."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"error": {"code": "blank_image", "message": "the picture holds nothing to read"}}})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"error": {"code": "blank_image", "message": "the picture holds nothing to read"}}
+        }
+    )
     error: ErrorDetail
 
 
@@ -83,10 +102,17 @@ class Status(BaseModel):
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
-    "description": f"The picture's bytes, at most 16 MiB; or 28x28 prepared pixels as JSON, at most {MAX_PIXELS_BYTES // 1024} KiB.",
+    "description": (
+        f"The picture's bytes, at most 16 MiB; or 28x28 prepared pixels as JSON, at most {MAX_PIXELS_BYTES // 1024}"
+        " KiB."
+    ),
     "content": {
         "multipart/form-data": {
-            "schema": {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "format": "binary"}}},
+            "schema": {
+                "type": "object",
+                "required": ["data"],
+                "properties": {"data": {"type": "string", "format": "binary"}},
+            },
         },
         "application/octet-stream": BINARY,
         "image/png": BINARY,
@@ -101,7 +127,10 @@ ERRORS = {
     413: ("image_too_large", "`image_too_large`"),
     415: ("unsupported_format", "`unsupported_format`: no picture that is known here"),
     422: ("blank_image", "`blank_image`: nothing is drawn on it"),
-    502: ("upstream_unreachable", "`upstream_unreachable` or `internal_error`: the model service is away, or broke off"),
+    502: (
+        "upstream_unreachable",
+        "`upstream_unreachable` or `internal_error`: the model service is away, or broke off",
+    ),
     503: ("overloaded", "`overloaded`: come again after Retry-After seconds"),
     504: ("deadline", "`deadline`: the model service took too long"),
 }
@@ -116,6 +145,10 @@ def error_responses() -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {}
     for status, (code, description) in ERRORS.items():
         example = {"error": {"code": code, "message": "in words"}}
-        found[status] = {"model": Error, "description": description, "content": {"application/json": {"example": example}}}
+        found[status] = {
+            "model": Error,
+            "description": description,
+            "content": {"application/json": {"example": example}},
+        }
     found[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}}
     return found

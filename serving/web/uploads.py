@@ -12,11 +12,15 @@ from serving.web.errors import TOO_LARGE, ApiError
 from serving.web.settings import MAX_PICTURE_BYTES, SMALL_BODY_BYTES, Settings
 
 FORM_BYTES = 64 * 1024  # of multipart boundaries and headers around a picture
-LINGER_S = 2.0  # for what is still on its way when the answer is known; a connection closed at once would lose the answer
+LINGER_S = (
+    2.0  # for what is still on its way when the answer is known; a connection closed at once would lose the answer
+)
 
 
 class Uploads:
-    """ASGI middleware whose `receive` raises ApiError for a body that is too large, too slow, or too much at the moment."""
+    """ASGI middleware whose `receive` raises ApiError for a body that is too large, too slow, or too much at the
+    moment.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app

@@ -30,11 +30,17 @@ class Upstream:
         self._ready = f"{base}/ready"
         self._settings = settings
         self._in_flight = 0
-        limits = httpx.Limits(max_connections=settings.max_in_flight + 8, max_keepalive_connections=32, keepalive_expiry=KEPT_FOR_S)
-        timeout = httpx.Timeout(settings.answer_timeout_s, connect=settings.connect_timeout_s, pool=settings.connect_timeout_s)
+        limits = httpx.Limits(
+            max_connections=settings.max_in_flight + 8, max_keepalive_connections=32, keepalive_expiry=KEPT_FOR_S
+        )
+        timeout = httpx.Timeout(
+            settings.answer_timeout_s, connect=settings.connect_timeout_s, pool=settings.connect_timeout_s
+        )
         headers = {"X-API-Key": settings.upstream_api_key} if settings.upstream_api_key else {}
         # Proxies of the environment are for the internet, and the service is not there.
-        self._client = httpx.AsyncClient(limits=limits, timeout=timeout, headers=headers, transport=transport, trust_env=False)
+        self._client = httpx.AsyncClient(
+            limits=limits, timeout=timeout, headers=headers, transport=transport, trust_env=False
+        )
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -45,7 +51,9 @@ class Upstream:
         except httpx.HTTPError:
             return False
 
-    async def read(self, content: bytes | list[int], alphabet: str, top_k: int, headers: Mapping[str, str]) -> tuple[oip.Reading, float]:
+    async def read(
+        self, content: bytes | list[int], alphabet: str, top_k: int, headers: Mapping[str, str]
+    ) -> tuple[oip.Reading, float]:
         """What the service reads in a picture, or in 784 pixels, and how many milliseconds it took. Raises ApiError."""
         if self._in_flight >= self._settings.max_in_flight:
             raise ApiError("overloaded", "too many pictures are being read at the moment; send it again later")
@@ -69,7 +77,9 @@ class Upstream:
         return self._reading(response), milliseconds
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
-        """Send it, and once more where the connection broke: a kept one may just have been closed, and asking twice changes nothing."""
+        """Send it, and once more where the connection broke: a kept one may just have been closed, and asking twice
+        changes nothing.
+        """
         try:
             return await self._client.post(self._infer, content=body, headers=headers)
         except (httpx.NetworkError, httpx.RemoteProtocolError):
@@ -99,5 +109,8 @@ def refusal(response: httpx.Response) -> ApiError:
         code, message = "", ""
     if code not in STATUS or code == "unauthorized":  # the gateway's key, not the client's
         log.error("the model service answered %d: %.200s", response.status_code, response.text)
-        code, message = CODE_OF_STATUS.get(response.status_code, "internal_error"), f"the model service answered {response.status_code}"
+        code, message = (
+            CODE_OF_STATUS.get(response.status_code, "internal_error"),
+            f"the model service answered {response.status_code}",
+        )
     return ApiError(code, message, retry_after=response.headers.get("Retry-After"))

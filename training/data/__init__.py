@@ -1,7 +1,8 @@
 """Where pictures come from: files and folders in, upright uint8 tensors in three parts out.
 
-    files.py    EMNIST, MNIST, EMNIST as CSV ─┐
-    folders.py  NIST SD19, folders, names ─ pictures.py (decode, prepare, keep) ─┴─ splits.py ─► train, validation, test ─ report.py
+    idx.py      EMNIST, MNIST, EMNIST as CSV ───────────────────────────────────┐
+    folders.py  NIST SD19, folders, names ─ prepared.py (decode, prepare, keep) ┴ splits.py ─► train, validation, test
+    datasheet.py says what was found.
 
 `python -m training.data ROOT --set data.source=...` reads what a run would read and says what it found.
 """

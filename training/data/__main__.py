@@ -16,10 +16,16 @@ from training.settings import SettingsError, load_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.data", description="Read a recipe's data and say what was found and refused.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.data", description="Read a recipe's data and say what was found and refused."
+    )
     add_root(parser, "the folder of the data; default: EMNIST_ROOT, else download", "root", nargs="?")
-    parser.add_argument("--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable")
+    parser.add_argument(
+        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -30,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, SettingsError, OSError) as error:
         print(f"data: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(report, indent=1, ensure_ascii=False) if arguments.json else "\n".join([*table(report), *lines(report)]))
+    print(
+        json.dumps(report, indent=1, ensure_ascii=False)
+        if arguments.json
+        else "\n".join([*table(report), *lines(report)])
+    )
     return 0
 
 

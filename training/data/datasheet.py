@@ -1,4 +1,6 @@
-"""What was read, what was left out and what was refused, and why: as data.json of a run's folder and in lines for a terminal."""
+"""What was read, what was left out and what was refused, and why: as data.json of a run's folder and in lines for a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def summary(settings: DataSettings, splits: Splits) -> dict[str, Any]:
         "removed": splits.removed,
         "left_out": splits.left_out,
         "refused": {
-            code: {"count": count, "first": [r.name for r in splits.refused if r.code == code][:NAMES]} for code, count in codes.most_common()
+            code: {"count": count, "first": [r.name for r in splits.refused if r.code == code][:NAMES]}
+            for code, count in codes.most_common()
         },
     }
 
@@ -46,10 +49,16 @@ def lines(report: dict[str, Any]) -> list[str]:
     """The same for a terminal, without the counts by class."""
     held_out = ", ".join(f"{part}: {how}" for part, how in report["held_out"].items())
     return [
-        f"{report['source']}: {', '.join(f'{count:,} {part}' for part, count in report['images'].items())} images of {report['classes']}",
+        (
+            f"{report['source']}: {', '.join(f'{count:,} {part}' for part, count in report['images'].items())} images"
+            f" of {report['classes']}"
+        ),
         f"held out: {held_out}; {report['removed']:,} removed: again in validation or test",
         *(f"left out: {count:,} {reason}" for reason, count in report["left_out"].items()),
-        *(f"refused: {refused['count']:,} {code}, such as {', '.join(refused['first'][:SHOWN])}" for code, refused in report["refused"].items()),
+        *(
+            f"refused: {refused['count']:,} {code}, such as {', '.join(refused['first'][:SHOWN])}"
+            for code, refused in report["refused"].items()
+        ),
     ]
 
 

@@ -1,7 +1,8 @@
 """Pictures found in folders, and the class that each one's place or name gives it; nothing is opened here.
 
-NIST Special Database 19 (second edition, 2016): by_class/4a/hsf_0/hsf_0_00000.png, where 4a is the ASCII code of the class,
-J, and hsf_0 to hsf_7 are the partitions, each of writers of its own. NIST gives hsf_4 to report on; train_4a repeats the others.
+NIST Special Database 19 (second edition, 2016): by_class/4a/hsf_0/hsf_0_00000.png, where 4a is the ASCII code of the
+class, J, and hsf_0 to hsf_7 are the partitions, each of writers of its own. NIST gives hsf_4 to report on; train_4a
+repeats the others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ CHARACTERS = frozenset(BY_CLASS)  # what the alphabets of handlers.alphabets are
 
 
 class Found(NamedTuple):
-    """A picture: `name` is its path below the folder, "/" between the parts; `part` is "train" or "test", or "" where nothing tells."""
+    """A picture: `name` is its path below the folder, "/" between the parts; `part` is "train" or "test", or "" where
+    nothing tells.
+    """
 
     name: str
     label: str
@@ -47,9 +50,15 @@ class Listing(NamedTuple):
 
 
 def list_sd19(folder: Path) -> Listing:
-    """The pictures of `folder`, a by_class. Where a class has partitions, its train_4a is passed over; pictures beside all of them have no part."""
+    """The pictures of `folder`, a by_class. Where a class has partitions, its train_4a is passed over; pictures beside
+    all of them have no part.
+    """
     names = list(pictures_below(folder))
-    divided = {code for code, partition in map(class_and_partition, names) if partition.startswith("hsf_") and partition != SD19_TEST}
+    divided = {
+        code
+        for code, partition in map(class_and_partition, names)
+        if partition.startswith("hsf_") and partition != SD19_TEST
+    }
     found, refused, repeated = [], [], 0
     for name in names:
         code, partition = class_and_partition(name)
@@ -84,7 +93,9 @@ def list_folders(folder: Path) -> Listing:
 
 
 def list_names(folder: Path) -> Listing:
-    """First character of the file's name = class, if no letter or digit follows it: [train|test]/.../7_x.png, 7.png, not 17.png."""
+    """First character of the file's name = class, if no letter or digit follows it: [train|test]/.../7_x.png, 7.png,
+    not 17.png.
+    """
 
     def label(name: str) -> str:
         stem = name.rpartition("/")[2].rpartition(".")[0]

@@ -24,7 +24,14 @@ from training.data.images import DataError, Images
 
 log = logging.getLogger(__name__)
 
-CLASSES = {"balanced": BY_MERGE, "bymerge": BY_MERGE, "byclass": BY_CLASS, "letters": UPPER, "digits": DIGITS, "mnist": DIGITS}
+CLASSES = {
+    "balanced": BY_MERGE,
+    "bymerge": BY_MERGE,
+    "byclass": BY_CLASS,
+    "letters": UPPER,
+    "digits": DIGITS,
+    "mnist": DIGITS,
+}
 FIRST_LABEL = {"letters": 1}  # that split counts its labels from 1
 UINT8_IDX = b"\x00\x00\x08"  # the first three bytes of an IDX file of unsigned bytes
 MNIST_PREFIX = {"train": "train", "test": "t10k"}
@@ -33,7 +40,12 @@ MNIST_PREFIX = {"train": "train", "test": "t10k"}
 def load_emnist(root: Path, split: str, part: str) -> Images:
     """Read one file pair, `split` of CLASSES and `part` "train" or "test", below `root`/EMNIST/raw; writes nothing."""
     images, labels = read_pair(root / "EMNIST" / "raw", f"emnist-{split}-{part}")
-    return labelled(f"emnist-{split}-{part}", images.transpose(0, 2, 1), labels.astype(np.int64) - FIRST_LABEL.get(split, 0), CLASSES[split])
+    return labelled(
+        f"emnist-{split}-{part}",
+        images.transpose(0, 2, 1),
+        labels.astype(np.int64) - FIRST_LABEL.get(split, 0),
+        CLASSES[split],
+    )
 
 
 def load_mnist(root: Path, part: str) -> Images:
@@ -43,19 +55,28 @@ def load_mnist(root: Path, part: str) -> Images:
 
 
 def load_csv(root: Path, split: str, part: str) -> Images:
-    """Read `root`/emnist-SPLIT-PART.csv, as Kaggle offers EMNIST: rows of a label and 784 grey levels, columns first; a header may precede."""
+    """Read `root`/emnist-SPLIT-PART.csv, as Kaggle offers EMNIST: rows of a label and 784 grey levels, columns first; a
+    header may precede.
+    """
     path = root / f"emnist-{split}-{part}.csv"
     try:
-        with path.open(encoding="utf-8-sig") as file, warnings.catch_warnings(action="error"):  # loadtxt warns of a file without rows
+        with (
+            path.open(encoding="utf-8-sig") as file,
+            warnings.catch_warnings(action="error"),
+        ):  # loadtxt warns of a file without rows
             first = file.readline()
             header = not first.partition(",")[0].strip().isdigit()
             rows = np.loadtxt(file if header else chain([first], file), np.uint8, delimiter=",", ndmin=2)
     except FileNotFoundError as error:
-        raise DataError(f"no {path}; data.path or EMNIST_ROOT must be the folder that holds Kaggle's CSV files of EMNIST") from error
+        raise DataError(
+            f"no {path}; data.path or EMNIST_ROOT must be the folder that holds Kaggle's CSV files of EMNIST"
+        ) from error
     except (OSError, ValueError, UserWarning) as error:
         raise DataError(f"cannot read {path}: {error}; fetch it again") from error
     if rows.shape[1] != 1 + SIZE * SIZE:
-        raise DataError(f"{path} has {rows.shape[1]} columns; a label and {SIZE * SIZE} grey levels make {1 + SIZE * SIZE}")
+        raise DataError(
+            f"{path} has {rows.shape[1]} columns; a label and {SIZE * SIZE} grey levels make {1 + SIZE * SIZE}"
+        )
     upright = rows[:, 1:].reshape(-1, SIZE, SIZE).transpose(0, 2, 1)
     return labelled(path.name, upright, rows[:, 0].astype(np.int64) - FIRST_LABEL.get(split, 0), CLASSES[split])
 
@@ -70,14 +91,19 @@ def labelled(name: str, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.in
 
 
 def read_pair(folder: Path, prefix: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Images and labels of the two IDX files PREFIX-images-idx3-ubyte and PREFIX-labels-idx1-ubyte, plain or with .gz."""
+    """Images and labels of the two IDX files PREFIX-images-idx3-ubyte and PREFIX-labels-idx1-ubyte, plain or with
+    .gz.
+    """
 
     def find(kind: str) -> Path:
         stem = folder / f"{prefix}-{kind}-ubyte"
         for path in (stem, stem.with_name(stem.name + ".gz")):
             if path.is_file():
                 return path
-        raise DataError(f"no {stem}[.gz]; EMNIST_ROOT must be the folder that holds {folder.parent.name}/raw, as torchvision lays it out")
+        raise DataError(
+            f"no {stem}[.gz]; EMNIST_ROOT must be the folder that holds {folder.parent.name}/raw, as torchvision lays"
+            " it out"
+        )
 
     return read_idx(find("images-idx3")), read_idx(find("labels-idx1"))
 
@@ -96,7 +122,9 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
         raise DataError(f"{path} is not an IDX file of unsigned bytes; delete it and fetch it again")
     shape = np.frombuffer(raw, ">u4", rank, offset=4).tolist()
     if len(raw) - header != math.prod(shape):
-        raise DataError(f"{path} holds {len(raw) - header} bytes where its header promises {math.prod(shape)}; fetch it again")
+        raise DataError(
+            f"{path} holds {len(raw) - header} bytes where its header promises {math.prod(shape)}; fetch it again"
+        )
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
@@ -105,10 +133,14 @@ def download(root: Path, name: str = "EMNIST") -> None:
     try:
         from torchvision import datasets  # noqa: PLC0415  only here: the serving environment has no torchvision
     except ImportError as error:
-        raise DataError(f"downloading {name} needs torchvision: use `make train`, or give the files' folder as EMNIST_ROOT") from error
+        raise DataError(
+            f"downloading {name} needs torchvision: use `make train`, or give the files' folder as EMNIST_ROOT"
+        ) from error
     log.info("downloading %s into %s", name, root)
     options = {"split": "balanced"} if name == "EMNIST" else {}  # all splits come in one archive
     try:
         getattr(datasets, name)(str(root), download=True, **options)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"the download of {name} failed ({error}); try again, or give the files' folder as EMNIST_ROOT") from error
+        raise DataError(
+            f"the download of {name} failed ({error}); try again, or give the files' folder as EMNIST_ROOT"
+        ) from error

@@ -1,4 +1,6 @@
-"""Labelled pictures as tensors, and choices among them: seeded, by class or by writer, and never one image on two sides."""
+"""Labelled pictures as tensors, and choices among them: seeded, by class or by writer, and never one image on two
+sides.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,19 @@ class Images:
         return len(self.labels)
 
     def take(self, index: Tensor) -> Images:
-        return Images(self.images[index], self.labels[index], self.classes, None if self.writers is None else self.writers[index])
+        return Images(
+            self.images[index], self.labels[index], self.classes, None if self.writers is None else self.writers[index]
+        )
 
     def only(self, classes: str) -> Images:
-        """The images of some `classes`, in the order of `self.classes`; of all where `classes` is empty. Raises DataError."""
+        """The images of some `classes`, in the order of `self.classes`; of all where `classes` is empty. Raises
+        DataError.
+        """
         unknown = "".join(c for c in classes if c not in self.classes)
         if unknown:
-            raise DataError(f"data.classes: the images have no class of '{unknown}'; there are: {''.join(self.classes)}")
+            raise DataError(
+                f"data.classes: the images have no class of '{unknown}'; there are: {''.join(self.classes)}"
+            )
         kept = [label for label, name in enumerate(self.classes) if not classes or name in classes]
         new_label = torch.full((len(self.classes),), -1)
         new_label[kept] = torch.arange(len(kept))
@@ -48,7 +56,9 @@ class Images:
         return Images(self.images, labels, tuple(self.classes[label] for label in kept), self.writers).take(labels >= 0)
 
     def resized(self, size: int) -> Images:
-        """The images at `size` pixels a side, as `handlers.pictures.pipeline` hands a picture that is framed as EMNIST's to a network of that size."""
+        """The images at `size` pixels a side, as `handlers.pictures.pipeline` hands a picture that is framed as
+        EMNIST's to a network of that size.
+        """
         if self.images.shape[-1] == size:
             return self
         images = np.empty((len(self), size, size), np.uint8)
@@ -91,7 +101,8 @@ def sample_of_each_class(labels: Tensor, fraction: float, limit: int, seed: int)
 
 
 def sample_of_writers(writers: Tensor, fraction: float, seed: int) -> Tensor:
-    """Seeded, bool (N,): all images of so many writers that these are at least `fraction` of the images; one writer at least stays.
+    """Seeded, bool (N,): all images of so many writers that these are at least `fraction` of the images; one writer at
+    least stays.
 
     Images of unknown writers, -1, are never chosen.
     """
@@ -103,9 +114,11 @@ def sample_of_writers(writers: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def epoch_order(labels: Tensor, balance: float, generator: torch.Generator) -> Tensor:
-    """The order of one epoch: int64 indices, as many as there are labels (up to rounding), each class a share of size ** (1 - balance).
+    """The order of one epoch: int64 indices, as many as there are labels (up to rounding), each class a share of size
+    ** (1 - balance).
 
-    A class that is shown more often than it has images is gone through evenly: no image twice before each was shown once.
+    A class that is shown more often than it has images is gone through evenly: no image twice before each was shown
+    once.
     """
     sizes = labels.bincount()
     weights = torch.where(sizes > 0, sizes.double() ** (1 - balance), 0.0)

@@ -1,4 +1,6 @@
-"""Picture files -> prepared images, through the very preprocessing that serves; made once for the same files and code, and kept."""
+"""Picture files -> prepared images, through the very preprocessing that serves; made once for the same files and code,
+and kept.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ Chunk: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.str_], npt.NDArra
 
 
 class Decoded(NamedTuple):
-    """N files: images uint8 (N, S, S), black where refused; codes (N,), "" for a good one; writers (N,), numbers, -1 where not known."""
+    """N files: images uint8 (N, S, S), black where refused; codes (N,), "" for a good one; writers (N,), numbers, -1
+    where not known.
+    """
 
     images: npt.NDArray[np.uint8]
     codes: npt.NDArray[np.str_]
@@ -39,7 +43,8 @@ class Decoded(NamedTuple):
 
 
 def decode(folder: Path, names: Sequence[str], size: int, by_write: Path | None = None) -> Decoded:
-    """Read the files `names` below `folder` and prepare them; from the cache if these very files were read by this very code.
+    """Read the files `names` below `folder` and prepare them; from the cache if these very files were read by this very
+    code.
 
     `by_write`, where there is one, is NIST's folder of that name, which tells the writers.
     """
@@ -102,8 +107,14 @@ def digest_of(data: bytes) -> str:
 
 
 def writers_by_digest(folder: Path) -> dict[str, str]:
-    """The writer, by the digest of a file's bytes, of every picture of NIST's by_write: hsf_0/f0000_14/c0000_14/c0000_14_00000.png.
+    """The writer, by the digest of a file's bytes, of every picture of NIST's by_write:
+    hsf_0/f0000_14/c0000_14/c0000_14_00000.png.
 
-    by_write names no class and by_class no writer, but both hold the same files (as LEAF, Caldas et al. 2018, joins them).
+    by_write names no class and by_class no writer, but both hold the same files (as LEAF, Caldas et al. 2018, joins
+    them).
     """
-    return {digest_of((folder / name).read_bytes()): name.split("/")[1] for name in pictures_below(folder) if name.count("/") > 1}
+    return {
+        digest_of((folder / name).read_bytes()): name.split("/")[1]
+        for name in pictures_below(folder)
+        if name.count("/") > 1
+    }

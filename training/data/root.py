@@ -14,7 +14,9 @@ def default_root() -> Path | None:
 
 
 def add_root(parser: argparse.ArgumentParser, help_text: str, name: str = "--emnist-root", **options: Any) -> None:
-    """Give a command its argument for the folder of the data, a Path; None where neither it nor EMNIST_ROOT names one."""
+    """Give a command its argument for the folder of the data, a Path; None where neither it nor EMNIST_ROOT names
+    one.
+    """
     parser.add_argument(name, type=_folder, default=default_root(), help=help_text, **options)
 
 

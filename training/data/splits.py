@@ -1,6 +1,7 @@
 """What a run trains on, chooses by and reports, from whichever source its settings name.
 
-A source with a test part of its own keeps it; of another a seeded share is held out, by whole writers where these are known.
+A source with a test part of its own keeps it; of another a seeded share is held out, by whole writers where these are
+known.
 """
 
 from __future__ import annotations
@@ -21,17 +22,30 @@ from training.data.images import DataError, Images, sample_of_each_class, sample
 from training.data.prepared import decode
 from training.settings import DataSettings
 
-CLASS_SETS = {"digits": DIGITS, "cap_letters": UPPER, "low_letters": LOWER}  # NIST's data types; no set of characters, for each repeats one
+CLASS_SETS = {
+    "digits": DIGITS,
+    "cap_letters": UPPER,
+    "low_letters": LOWER,
+}  # NIST's data types; no set of characters, for each repeats one
 LISTS: dict[str, Callable[[Path], Listing]] = {"sd19": list_sd19, "folders": list_folders, "names": list_names}
-DOWNLOADS = {"emnist": ("EMNIST", "EMNIST/raw/emnist-*-images-idx3-ubyte*"), "mnist": ("MNIST", "MNIST/raw/train-images-idx3-ubyte*")}
-NOT_ASKED_FOR, OVER_LIMIT, REPEATED = "not in data.classes", "over data.limit", "in train_*, which repeats the partitions"
+DOWNLOADS = {
+    "emnist": ("EMNIST", "EMNIST/raw/emnist-*-images-idx3-ubyte*"),
+    "mnist": ("MNIST", "MNIST/raw/train-images-idx3-ubyte*"),
+}
+NOT_ASKED_FOR, OVER_LIMIT, REPEATED = (
+    "not in data.classes",
+    "over data.limit",
+    "in train_*, which repeats the partitions",
+)
 SPARE = "of the writers of the validation part, over data.validation_limit"
 OWN, BY_WRITER, BY_IMAGE = "the source's own", "whole writers", "a share of each class"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What was read: `test` is None where the source tells no test part; `left_out` counts what was not asked for, by reason."""
+    """What was read: `test` is None where the source tells no test part; `left_out` counts what was not asked for, by
+    reason.
+    """
 
     train: Images
     test: Images | None
@@ -56,7 +70,8 @@ class Splits:
 
 
 def find_data(settings: DataSettings, given: str | Path | None, fetch: bool = False) -> Path:
-    """The folder to read: data.path, or else `given`, or else the cache folder, into which EMNIST or MNIST is downloaded.
+    """The folder to read: data.path, or else `given`, or else the cache folder, into which EMNIST or MNIST is
+    downloaded.
 
     `fetch`: download into `given`, too, if the files are not there. Raises DataError where there is nothing to go by.
     """
@@ -75,11 +90,16 @@ def find_data(settings: DataSettings, given: str | Path | None, fetch: bool = Fa
 def load_splits(settings: DataSettings, root: Path, size: int = SIZE) -> Splits:
     """Read data.path, or else `root`, and hold out a validation part, and a test part where the source has none.
 
-    Images are `size` pixels a side: pictures of folders are prepared so, those of EMNIST, MNIST and CSV are enlarged from 28.
+    Images are `size` pixels a side: pictures of folders are prepared so, those of EMNIST, MNIST and CSV are enlarged
+    from 28.
     """
     folder = find_data(settings, root)
     wanted = wanted_classes(settings.classes)
-    source = read_pictures(settings, folder, wanted, size) if settings.source in LISTS else read_files(settings, folder, wanted)
+    source = (
+        read_pictures(settings, folder, wanted, size)
+        if settings.source in LISTS
+        else read_files(settings, folder, wanted)
+    )
     everything, test, seed = source.train, source.test, settings.validation_seed
     apart, left_out = {"test": OWN}, source.left_out
     if test is None:
@@ -98,7 +118,9 @@ def load_splits(settings: DataSettings, root: Path, size: int = SIZE) -> Splits:
         raise DataError(f"no image is left to train on of {names}; add some, or name the other classes in data.classes")
     removed = len(everything) - len(known) + len(rest) - len(train)
     left_out = {reason: count for reason, count in left_out.items() if count}
-    return Splits(train.resized(size), validation.resized(size), test.resized(size), removed, source.refused, left_out, apart)
+    return Splits(
+        train.resized(size), validation.resized(size), test.resized(size), removed, source.refused, left_out, apart
+    )
 
 
 def wanted_classes(text: str) -> str:
@@ -106,12 +128,17 @@ def wanted_classes(text: str) -> str:
     classes = CLASS_SETS.get(text, text)
     repeated = sorted({c for c in classes if classes.count(c) > 1})
     if repeated:
-        raise DataError(f"data.classes '{text}' repeats {' '.join(repeated)}; give each class once, or one of {', '.join(CLASS_SETS)}")
+        raise DataError(
+            f"data.classes '{text}' repeats {' '.join(repeated)}; give each class once, or one of"
+            f" {', '.join(CLASS_SETS)}"
+        )
     return classes
 
 
 def hold_out(data: Images, fraction: float, limit: int, seed: int) -> tuple[Tensor, str]:
-    """A seeded choice, bool (N,), of `fraction` of the images, and how it was made: by whole writers where two or more are known."""
+    """A seeded choice, bool (N,), of `fraction` of the images, and how it was made: by whole writers where two or more
+    are known.
+    """
     if data.writers is not None and len(torch.unique(data.writers[data.writers >= 0])) > 1:
         return sample_of_writers(data.writers, fraction, seed), BY_WRITER
     return sample_of_each_class(data.labels, fraction, limit, seed), BY_IMAGE
@@ -125,14 +152,19 @@ def read_files(settings: DataSettings, folder: Path, wanted: str) -> Source:
         load = load_csv if settings.source == "kaggle-csv" else load_emnist
         train, test = load(folder, settings.train_split, "train"), load(folder, settings.test_split, "test")
     if train.classes != test.classes:
-        raise DataError(f"data.train_split '{settings.train_split}' and data.test_split '{settings.test_split}' differ in classes")
+        raise DataError(
+            f"data.train_split '{settings.train_split}' and data.test_split '{settings.test_split}' differ in classes"
+        )
     left_out: dict[str, int] = {}
     if wanted:
         asked_for = train.only(wanted), test.only(wanted)
         left_out[NOT_ASKED_FOR] = sum(map(len, (train, test))) - sum(map(len, asked_for))
         train, test = asked_for
     if settings.limit:
-        limited = [part.take(sample_of_each_class(part.labels, 1.0, settings.limit, settings.validation_seed)) for part in (train, test)]
+        limited = [
+            part.take(sample_of_each_class(part.labels, 1.0, settings.limit, settings.validation_seed))
+            for part in (train, test)
+        ]
         left_out[OVER_LIMIT] = sum(map(len, (train, test))) - sum(map(len, limited))
         train, test = limited
     return Source(train, test, left_out=left_out)
@@ -145,7 +177,10 @@ def read_pictures(settings: DataSettings, folder: Path, wanted: str, size: int) 
     by_write = folder.parent / "by_write"
     listing = LISTS[settings.source](folder)
     if not listing.found:
-        raise DataError(f"{folder} holds no picture with a class that data.source '{settings.source}' could tell ({len(listing.refused)} without)")
+        raise DataError(
+            f"{folder} holds no picture with a class that data.source '{settings.source}' could tell"
+            f" ({len(listing.refused)} without)"
+        )
     classes = tuple(sorted(set(wanted) or {found.label for found in listing.found}, key=BY_CLASS.find))
     chosen = [found for found in listing.found if found.label in classes]
     left_out = {NOT_ASKED_FOR: len(listing.found) - len(chosen), OVER_LIMIT: 0, REPEATED: listing.repeated}

@@ -1,8 +1,9 @@
 """The corruptions of MNIST-C and EMNIST-DA, for 28x28 images light on black, at those benchmarks' severities.
 
-Sources: Mu & Gilmer 2019, "MNIST-C: A Robustness Benchmark for Computer Vision" (arXiv:1906.02337); Eastwood et al. 2022,
-"Source-Free Adaptation to Measurement Shift via Bottom-Up Feature Restoration" (arXiv:2107.05446), which has severer blur and
-backgrounds. Written anew; where those take photographs (frost, bricks, grass, ...), a synthetic texture stands in.
+Sources: Mu & Gilmer 2019, "MNIST-C: A Robustness Benchmark for Computer Vision" (arXiv:1906.02337); Eastwood et al.
+2022, "Source-Free Adaptation to Measurement Shift via Bottom-Up Feature Restoration" (arXiv:2107.05446), which has
+severer blur and backgrounds. Written anew; where those take photographs (frost, bricks, grass, ...), a synthetic
+texture stands in.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def _grey(values: npt.NDArray[np.floating]) -> Picture:
     return uint8(np.clip(values, 0, 1) * 255)
 
 
-# ---- noise and blur ------------------------------------------------------------------------------------------------------
+# ---- noise and blur
+# ------------------------------------------------------------------------------------------------------
 
 
 def gaussian_noise(glyph: Picture, rng: np.random.Generator, sigma: float = 0.38) -> Picture:
@@ -52,7 +54,9 @@ def gaussian_blur(glyph: Picture, _: np.random.Generator, sigma: float = 2) -> P
     return uint8(cv2.GaussianBlur(glyph, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE))
 
 
-def glass_blur(glyph: Picture, rng: np.random.Generator, sigma: float = 0.7, reach: int = 1, rounds: int = 2) -> Picture:
+def glass_blur(
+    glyph: Picture, rng: np.random.Generator, sigma: float = 0.7, reach: int = 1, rounds: int = 2
+) -> Picture:
     blurred = uint8(cv2.GaussianBlur(glyph, (0, 0), sigma))
     size = glyph.shape[0]
     for _ in range(rounds):
@@ -96,7 +100,8 @@ def zoom_blur(glyph: Picture, _: np.random.Generator, most: float = 1.31) -> Pic
     return _grey((_unit(glyph) + sum(zoomed) / 255) / (len(zoomed) + 1))
 
 
-# ---- weather, light ------------------------------------------------------------------------------------------------------
+# ---- weather, light
+# ------------------------------------------------------------------------------------------------------
 
 
 def _plasma(rng: np.random.Generator, roughness: float, size: int) -> Unit:
@@ -154,10 +159,13 @@ def jpeg_compression(glyph: Picture, _: np.random.Generator, quality: int = 7) -
 
 def pixelate(glyph: Picture, _: np.random.Generator, factor: float = 0.4) -> Picture:
     small = (round(len(glyph) * factor),) * 2
-    return uint8(cv2.resize(cv2.resize(glyph, small, interpolation=cv2.INTER_AREA), glyph.shape, interpolation=cv2.INTER_NEAREST))
+    return uint8(
+        cv2.resize(cv2.resize(glyph, small, interpolation=cv2.INTER_AREA), glyph.shape, interpolation=cv2.INTER_NEAREST)
+    )
 
 
-# ---- geometry ------------------------------------------------------------------------------------------------------------
+# ---- geometry
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _affine(glyph: Picture, matrix: npt.NDArray[np.floating], shift: tuple[float, float] = (0, 0)) -> Picture:
@@ -190,7 +198,8 @@ def translate(glyph: Picture, rng: np.random.Generator, pixels: int = 3) -> Pict
     return _affine(glyph, np.eye(2), (_sign(rng) * pixels, _sign(rng) * pixels))
 
 
-# ---- lines, stripes, edges, patches, textures ----------------------------------------------------------------------------
+# ---- lines, stripes, edges, patches, textures
+# ----------------------------------------------------------------------------
 
 
 def _segment(start: tuple[float, float], end: tuple[float, float], size: int) -> Unit:
@@ -206,7 +215,10 @@ def _segment(start: tuple[float, float], end: tuple[float, float], size: int) ->
 
 def line(glyph: Picture, rng: np.random.Generator) -> Picture:
     size = len(glyph)
-    start, end = (int(rng.integers(0, 5)), int(rng.integers(0, size - 1))), (int(rng.integers(22, 27)), int(rng.integers(0, size - 1)))
+    start, end = (
+        (int(rng.integers(0, 5)), int(rng.integers(0, size - 1))),
+        (int(rng.integers(22, 27)), int(rng.integers(0, size - 1))),
+    )
     return _grey(_unit(glyph) + _segment(start, end, size))
 
 
@@ -221,8 +233,13 @@ def zigzag(glyph: Picture, rng: np.random.Generator, length: float = 2.0, height
     first, last, row = 2, 25, int(rng.integers(0, 27))
     angle = math.atan2(int(rng.integers(-5, 5)), last - first)
     along = np.arange(0, (last - first) / math.cos(angle), 2 * length)
-    points = [(0.0, 0.0)] + [(d + length, height * (-1) ** n) for n, d in enumerate(along[:-1])] + [(float(along[-1]), 0.0)]
-    turned = [(first + x * math.cos(angle) - y * math.sin(angle), row + x * math.sin(angle) + y * math.cos(angle)) for x, y in points]
+    points = (
+        [(0.0, 0.0)] + [(d + length, height * (-1) ** n) for n, d in enumerate(along[:-1])] + [(float(along[-1]), 0.0)]
+    )
+    turned = [
+        (first + x * math.cos(angle) - y * math.sin(angle), row + x * math.sin(angle) + y * math.cos(angle))
+        for x, y in points
+    ]
     x = _unit(glyph)
     for start, end in itertools.pairwise(turned):
         if end[0] > start[0] + 0.1:
@@ -255,7 +272,9 @@ def patch(glyph: Picture, rng: np.random.Generator, side: int = 7) -> Picture:
 
 
 def texture(glyph: Picture, rng: np.random.Generator) -> Picture:
-    """A background shows through, and the ink inverts it, as in MNIST-M and in EMNIST-DA's bricks, grass, crystals and oranges."""
+    """A background shows through, and the ink inverts it, as in MNIST-M and in EMNIST-DA's bricks, grass, crystals and
+    oranges.
+    """
     cells = rng.uniform(2, 14)
     background = smooth_field(glyph.shape, cells, rng)
     if rng.random() < 0.4:

@@ -1,7 +1,7 @@
 """Degraded copies of the training images, as the preprocessing hands them to the network: made once, kept on disk.
 
-A copy is a user's picture (`pictures.scene`) or a benchmark's corruption (`severities.corrupt`) of one image, gone through
-`handlers.pictures.pipeline.prepare`, so that the network learns what the preprocessing really leaves over.
+A copy is a user's picture (`pictures.scene`) or a benchmark's corruption (`severities.corrupt`) of one image, gone
+through `handlers.pictures.pipeline.prepare`, so that the network learns what the preprocessing really leaves over.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ SCENES = 0.5  # share of the copies that are users' pictures; the others are a b
 
 
 def degraded(data: Images, copies: int, seed: int) -> torch.Tensor:
-    """`copies` degraded variants of every image: uint8 (copies, N, S, S), of the images' own size, the same for the same data, seed and code."""
+    """`copies` degraded variants of every image: uint8 (copies, N, S, S), of the images' own size, the same for the
+    same data, seed and code.
+    """
     path = cache_folder() / f"degraded-{_key(data, copies, seed)}.npy"
     if not path.is_file():
         log.info("making %d x %d degraded copies in %s, once", copies, len(data), path)
@@ -46,9 +48,15 @@ def _key(data: Images, copies: int, seed: int) -> str:
 
 
 def _make(images: npt.NDArray[np.uint8], copies: int, seed: int, size: int) -> npt.NDArray[np.uint8]:
-    tasks = [(images[start : start + CHUNK], [seed, copy, start], size) for copy in range(copies) for start in range(0, len(images), CHUNK)]
+    tasks = [
+        (images[start : start + CHUNK], [seed, copy, start], size)
+        for copy in range(copies)
+        for start in range(0, len(images), CHUNK)
+    ]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as workers:
-        chunks = list(tqdm(workers.map(_degrade_chunk, *zip(*tasks, strict=True)), total=len(tasks), unit="chunk", mininterval=5))
+        chunks = list(
+            tqdm(workers.map(_degrade_chunk, *zip(*tasks, strict=True)), total=len(tasks), unit="chunk", mininterval=5)
+        )
     return np.concatenate(chunks).reshape(copies, len(images), size, size)
 
 
@@ -58,8 +66,12 @@ def _degrade_chunk(images: npt.NDArray[np.uint8], seed: list[int], size: int) ->
     return np.stack([degrade_one(image, rng, images[int(rng.integers(len(images)))], size) for image in images])
 
 
-def degrade_one(image: npt.NDArray[np.uint8], rng: np.random.Generator, neighbour: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """One degraded copy of an image uint8 (28, 28), prepared to uint8 (size, size); the image itself where no character is found in it."""
+def degrade_one(
+    image: npt.NDArray[np.uint8], rng: np.random.Generator, neighbour: npt.NDArray[np.uint8], size: int
+) -> npt.NDArray[np.uint8]:
+    """One degraded copy of an image uint8 (28, 28), prepared to uint8 (size, size); the image itself where no character
+    is found in it.
+    """
     shown = styles.scene(image, rng, neighbour) if rng.random() < SCENES else severities.corrupt(image, rng)
     try:
         return pipeline.prepare(shown, size)

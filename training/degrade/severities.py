@@ -45,7 +45,9 @@ CORRUPTIONS: dict[str, Style] = {  # at MNIST-C's severities
     "texture": c.texture,
 }
 
-ANY_SEVERITY: dict[str, Style] = {  # for training: each family at a random severity, up to a little beyond the benchmarks'
+ANY_SEVERITY: dict[
+    str, Style
+] = {  # for training: each family at a random severity, up to a little beyond the benchmarks'
     "gaussian_noise": lambda g, r: c.gaussian_noise(g, r, r.uniform(0.05, 0.45)),
     "shot_noise": lambda g, r: c.shot_noise(g, r, math.exp(r.uniform(math.log(2.5), math.log(60)))),
     "impulse_noise": lambda g, r: c.impulse_noise(g, r, r.uniform(0.02, 0.28)),

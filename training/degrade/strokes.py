@@ -19,7 +19,9 @@ def uint8(array: npt.NDArray[np.generic] | cv2.typing.MatLike) -> Picture:
 
 
 def _thinning_tables() -> list[npt.NDArray[np.uint8]]:
-    """For each of 256 neighbourhoods, whether either pass of Zhang & Suen 1984 ("A fast parallel algorithm for thinning") keeps the pixel."""
+    """For each of 256 neighbourhoods, whether either pass of Zhang & Suen 1984 ("A fast parallel algorithm for
+    thinning") keeps the pixel.
+    """
     tables = []
     for passes in range(2):
         keep = np.ones(256, np.uint8)
@@ -50,7 +52,9 @@ def skeleton(mask: Picture) -> Picture:
 
 
 def _centre_lines(glyph: Picture) -> Picture:
-    """Of uint8 (28, 28), at FINE times the size: 0 or 1, (112, 112). At 28 pixels, thinning would lose diagonal strokes."""
+    """Of uint8 (28, 28), at FINE times the size: 0 or 1, (112, 112). At 28 pixels, thinning would lose diagonal
+    strokes.
+    """
     large = cv2.resize(glyph, None, fx=FINE, fy=FINE, interpolation=cv2.INTER_CUBIC)
     return skeleton((large > 110).astype(np.uint8))
 

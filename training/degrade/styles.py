@@ -1,8 +1,8 @@
 """Glyphs as users' pictures: on cards with boxes, scanned, photographed, drawn in a browser.
 
-A style takes one glyph, uint8 (28, 28), light on black, and a generator, and gives a picture: grey uint8 (H, W) or RGBA uint8
-(H, W, 4), of either polarity. USERS are the styles by which a model is measured; `scene` mixes all of this at random, to
-train on.
+A style takes one glyph, uint8 (28, 28), light on black, and a generator, and gives a picture: grey uint8 (H, W) or RGBA
+uint8 (H, W, 4), of either polarity. USERS are the styles by which a model is measured; `scene` mixes all of this at
+random, to train on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Style: TypeAlias = Callable[[Picture, np.random.Generator], Picture]
 SIDES = (64, 400)  # pixels a side of an enlarged picture
 
 
-# ---- canvases ------------------------------------------------------------------------------------------------------------
+# ---- canvases
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _enlarge(glyph: Picture, side: int, sharpness: float = 1.0) -> Picture:
@@ -73,11 +74,15 @@ def _place(glyph: Picture, canvas: int, share: float, rng: np.random.Generator, 
 
 
 def with_box(glyph: Picture, rng: np.random.Generator) -> Picture:
-    """A box's frame around a glyph, in the tone of its ink, at the glyph's size: 1-4 pixels wide, gap -2 to 3, two to four sides."""
+    """A box's frame around a glyph, in the tone of its ink, at the glyph's size: 1-4 pixels wide, gap -2 to 3, two to
+    four sides.
+    """
     scale = glyph.shape[0] // UNIT
     cut = _cut(glyph)
     width = int(rng.integers(1, 5)) * scale
-    gaps = rng.integers(-2, 4, 4) * scale if rng.random() < 0.5 else np.full(4, rng.integers(-2, 4)) * scale  # top, bottom, left, right
+    gaps = (
+        rng.integers(-2, 4, 4) * scale if rng.random() < 0.5 else np.full(4, rng.integers(-2, 4)) * scale
+    )  # top, bottom, left, right
     outside = int(rng.integers(0, 4)) * scale if rng.random() < 0.5 else 0
     height, breadth = cut.shape
     top, left = int(gaps[0]) + width + outside, int(gaps[2]) + width + outside
@@ -119,7 +124,8 @@ def with_fragments(glyph: Picture, rng: np.random.Generator, neighbour: Picture 
     return canvas
 
 
-# ---- paper, light, scanning ----------------------------------------------------------------------------------------------
+# ---- paper, light, scanning
+# ----------------------------------------------------------------------------------------------
 
 
 def smooth_field(shape: tuple[int, int], cells: float, rng: np.random.Generator) -> Field:
@@ -140,7 +146,11 @@ def on_paper(ink: Picture, rng: np.random.Generator, shadow: tuple[int, int] = (
     if rng.random() < 0.3:  # a cast shadow with an edge
         across = 1 / (1 + np.exp((rng.uniform(0.3, 0.7) - across) * rng.uniform(8, 25)))
     light = bright - min(rng.uniform(*shadow), bright - 40) * across
-    paper = light + rng.uniform(2, 8) * (2 * smooth_field(ink.shape, rng.uniform(4, 20), rng) - 1) + rng.normal(0, rng.uniform(1, 4), ink.shape)
+    paper = (
+        light
+        + rng.uniform(2, 8) * (2 * smooth_field(ink.shape, rng.uniform(4, 20), rng) - 1)
+        + rng.normal(0, rng.uniform(1, 4), ink.shape)
+    )
     reflect = rng.uniform(0.1, 0.55)  # how much light the ink gives back
     picture = paper * (1 - (1 - reflect) * ink.astype(np.float32) / 255)
     if rng.random() < 0.5:
@@ -182,13 +192,17 @@ USERS: dict[str, Style] = {
     "box": lambda g, r: _either(with_box(g, r), r),
     "box_enlarged": lambda g, r: _either(with_box(_enlarge(g, UNIT * int(r.integers(2, 11))), r), r),
     "paper_shadow": lambda g, r: on_paper(_enlarge(g, _side(r), r.uniform(1, 4)), r),
-    "noise": lambda g, r: salt_and_pepper(_either(_enlarge(g, int(r.choice([UNIT, _side(r)]))), r), r.uniform(0.02, 0.05), r),
+    "noise": lambda g, r: salt_and_pepper(
+        _either(_enlarge(g, int(r.choice([UNIT, _side(r)]))), r), r.uniform(0.02, 0.05), r
+    ),
     "one_bit": lambda g, r: one_bit(_either(_enlarge(g, int(r.choice([UNIT, _side(r)]))), r), r),
     "thin_pen": lambda g, r: _either(_enlarge(pen(g, 1), _side(r)), r),
     "thin_28": lambda g, r: _either(hairline(g), r),
     "marker": lambda g, r: _either(_enlarge(np.pad(pen(g, 6), 12), _side(r)), r),
     "small_or_corner": lambda g, r: _either(_place(g, _side(r), r.uniform(0.15, 0.9), r, corner=True), r),
-    "canvas_alpha": lambda g, r: transparent(_place(pen(g, r.uniform(1, 4)), 280, r.uniform(0.3, 0.9), r, corner=False), r),
+    "canvas_alpha": lambda g, r: transparent(
+        _place(pen(g, r.uniform(1, 4)), 280, r.uniform(0.3, 0.9), r, corner=False), r
+    ),
     "fragments": lambda g, r: _either(_enlarge_any(with_fragments(g, r), r), r),
 }
 
@@ -215,7 +229,9 @@ BLANK: dict[str, Style] = {  # without any character, whatever the glyph
 
 
 def scene(glyph: Picture, rng: np.random.Generator, neighbour: Picture | None = None) -> Picture:
-    """A user's picture at random: any pen, place, box, paper, light, scan and noise, alone and together; grey uint8 (H, W)."""
+    """A user's picture at random: any pen, place, box, paper, light, scan and noise, alone and together; grey uint8 (H,
+    W).
+    """
     return _worn(_toned(_laid_out(_drawn(glyph, rng), rng, neighbour), rng), rng)
 
 
@@ -227,7 +243,9 @@ def _drawn(glyph: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _laid_out(ink: Picture, rng: np.random.Generator, neighbour: Picture | None) -> Picture:
-    """Light ink on black: alone, anywhere on a canvas, in a box, beside a neighbour, or cut to its edges; sometimes turned a little."""
+    """Light ink on black: alone, anywhere on a canvas, in a box, beside a neighbour, or cut to its edges; sometimes
+    turned a little.
+    """
     side, layout = round(math.exp(rng.uniform(math.log(UNIT), math.log(240)))), rng.random()
     if layout < 0.3:
         ink = _enlarge(ink, side, rng.uniform(1, 4))

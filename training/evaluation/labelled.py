@@ -1,7 +1,7 @@
 """A folder of labelled pictures, read by a model: which are right, and what could not be scored.
 
-A picture's label is the folder that it lies in, where that has a name of one character, else the first character of its own
-name, where that stands alone: `7.png`, `7_x.png`, `7 (2).jpg`, not `IMG_7.png`.
+A picture's label is the folder that it lies in, where that has a name of one character, else the first character of its
+own name, where that stands alone: `7.png`, `7_x.png`, `7 (2).jpg`, not `IMG_7.png`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class FolderScore:
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """All files below `folder` that are named as pictures of a known format, sorted. Raises DataError where there is none."""
+    """All files below `folder` that are named as pictures of a known format, sorted. Raises DataError where there is
+    none.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder")
     Image.init()
@@ -94,8 +96,10 @@ def label_of(path: Path, folder: Path) -> str:
 
 
 def score_folder(recognizer: Recognizer, folder: Path, alphabet: str) -> FolderScore:
-    """Read every labelled picture below `folder` as a character of `alphabet`; a lower-case label counts as its capital where
-    the alphabet has only that. Raises DataError where nothing is labelled, UnknownAlphabet for an alphabet that the model lacks."""
+    """Read every labelled picture below `folder` as a character of `alphabet`; a lower-case label counts as its capital
+    where the alphabet has only that. Raises DataError where nothing is labelled, UnknownAlphabet for an alphabet that
+    the model lacks.
+    """
     fold = recognizer.fold(alphabet)
     score = FolderScore([], [], [])
     labelled = []
@@ -108,14 +112,17 @@ def score_folder(recognizer: Recognizer, folder: Path, alphabet: str) -> FolderS
             score.unlabelled.append((name, f"'{label}' is not in the alphabet" if label else "its name tells no label"))
     if not labelled:
         raise DataError(
-            f"none of the {len(score.unlabelled)} pictures in {folder} has a label of '{alphabet}': name them 7_x.png or sort them into 7/"
+            f"none of the {len(score.unlabelled)} pictures in {folder} has a label of '{alphabet}': name them 7_x.png"
+            " or sort them into 7/"
         )
     for start in range(0, len(labelled), CHUNK):
         score.answers.extend(_read(recognizer, fold, labelled[start : start + CHUNK], score.refused))
     return score
 
 
-def _read(recognizer: Recognizer, fold: Fold, chunk: list[tuple[Path, str, str]], refused: list[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+def _read(
+    recognizer: Recognizer, fold: Fold, chunk: list[tuple[Path, str, str]], refused: list[tuple[str, str]]
+) -> Iterator[tuple[str, str, str]]:
     images, said = [], dict.fromkeys(range(len(chunk)), "")
     places = []
     for place, (path, name, _) in enumerate(chunk):

@@ -1,4 +1,6 @@
-"""How well class probabilities fit labels: accuracy with its standard error, calibration, coverage, recall and the worst pairs."""
+"""How well class probabilities fit labels: accuracy with its standard error, calibration, coverage, recall and the
+worst pairs.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ WORST_PAIRS = 15
 COVERAGE_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # of confidence, for --min-confidence of the batch program
 
 
-def measure(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
+def measure(
+    probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int64], classes: Sequence[str]
+) -> dict[str, Any]:
     """Compare class probabilities (N, C) with labels (N,), class indices.
 
     Returns {"alphabets": {name: {n, accuracy, standard_error, ece, nll}}, "recall": {class: share}, "recall_interval":
-    {class: [low, high, n]}, "confusions": [[true, said, count], ...]}. The interval is Wilson's, of 95 %. An alphabet is
-    measured on the images whose folded label it holds.
+    {class: [low, high, n]}, "confusions": [[true, said, count], ...]}. The interval is Wilson's, of 95 %. An alphabet
+    is measured on the images whose folded label it holds.
     """
     alphabets = {}
     for name in ALPHABET_NAMES:
@@ -38,8 +42,16 @@ def measure(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.int6
     said = probabilities.argmax(axis=1)
     present = {c: said[labels == c] == c for c in np.unique(labels)}
     recall = {classes[c]: round(float(right.mean()), 4) for c, right in present.items()}
-    intervals = {classes[c]: [*(round(end, 4) for end in wilson(int(right.sum()), len(right))), len(right)] for c, right in present.items()}
-    return {"alphabets": alphabets, "recall": recall, "recall_interval": intervals, "confusions": worst_pairs(said, labels, classes)}
+    intervals = {
+        classes[c]: [*(round(end, 4) for end in wilson(int(right.sum()), len(right))), len(right)]
+        for c, right in present.items()
+    }
+    return {
+        "alphabets": alphabets,
+        "recall": recall,
+        "recall_interval": intervals,
+        "confusions": worst_pairs(said, labels, classes),
+    }
 
 
 def worst_pairs(said: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], classes: Sequence[str]) -> list[list[Any]]:
@@ -71,13 +83,23 @@ def _score(probabilities: npt.NDArray[np.floating], truth: npt.NDArray[np.int64]
 
 
 def coverage(confidence: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> list[list[float]]:
-    """[threshold, share of answers at or above it, accuracy of these] for each of COVERAGE_THRESHOLDS that leaves any."""
+    """[threshold, share of answers at or above it, accuracy of these] for each of COVERAGE_THRESHOLDS that leaves
+    any.
+    """
     kept = [(threshold, confidence >= threshold) for threshold in COVERAGE_THRESHOLDS]
-    return [[threshold, round(float(k.mean()), 4), round(float(right[k].mean()), 5)] for threshold, k in kept if k.any()]
+    return [
+        [threshold, round(float(k.mean()), 4), round(float(right[k].mean()), 5)] for threshold, k in kept if k.any()
+    ]
 
 
-def calibration_error(confidence: npt.NDArray[np.floating], right: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS) -> float:
-    """Expected calibration error over equally wide bins (Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3)."""
+def calibration_error(
+    confidence: npt.NDArray[np.floating], right: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS
+) -> float:
+    """Expected calibration error over equally wide bins (Guo et al. 2017, "On Calibration of Modern Neural Networks",
+    eq. 3).
+    """
     index = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(right[index == b].mean() - confidence[index == b].mean()) * (index == b).mean() for b in np.unique(index)]
+    gaps = [
+        abs(right[index == b].mean() - confidence[index == b].mean()) * (index == b).mean() for b in np.unique(index)
+    ]
     return float(sum(gaps))

@@ -1,4 +1,6 @@
-"""What a model answered on a part of the data, kept in the run's folder: the ground of reports and of comparisons between runs."""
+"""What a model answered on a part of the data, kept in the run's folder: the ground of reports and of comparisons
+between runs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ ROC_POINTS = 1001  # false-positive rates, evenly spaced, at which the curves of
 
 @dataclass(frozen=True)
 class Answers:
-    """Class probabilities (N, C) and labels (N,), class indices; `fingerprint` names the images, as `Images.fingerprint` does."""
+    """Class probabilities (N, C) and labels (N,), class indices; `fingerprint` names the images, as
+    `Images.fingerprint` does.
+    """
 
     probabilities: npt.NDArray[np.floating]
     labels: npt.NDArray[np.int64]
@@ -60,31 +64,55 @@ class Answers:
     def confusion(self) -> npt.NDArray[np.int64]:
         """How often each class (rows) was read as each class (columns), (C, C)."""
         count = len(self.classes)
-        return np.bincount(self.labels * count + self.said, minlength=count * count).reshape(count, count).astype(np.int64)
+        return (
+            np.bincount(self.labels * count + self.said, minlength=count * count).reshape(count, count).astype(np.int64)
+        )
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """{class: {n, precision, recall, low, high, f1}}, the interval Wilson's of the recall; classes without an image are left out."""
+        """{class: {n, precision, recall, low, high, f1}}, the interval Wilson's of the recall; classes without an image
+        are left out.
+        """
         present = np.unique(self.labels)
-        precision, recall, f1, n = precision_recall_fscore_support(self.labels, self.said, labels=present, zero_division=0.0)
+        precision, recall, f1, n = precision_recall_fscore_support(
+            self.labels, self.said, labels=present, zero_division=0.0
+        )
         hits = np.bincount(self.labels[self.right], minlength=len(self.classes))
         rows: dict[str, dict[str, float]] = {}
         for place, index in enumerate(present):
             low, high = wilson(int(hits[index]), int(n[place]))
-            numbers = {"precision": precision[place], "recall": recall[place], "low": low, "high": high, "f1": f1[place]}
-            rows[self.classes[index]] = {"n": int(n[place])} | {name: round(float(value), 5) for name, value in numbers.items()}
+            numbers = {
+                "precision": precision[place],
+                "recall": recall[place],
+                "low": low,
+                "high": high,
+                "f1": f1[place],
+            }
+            rows[self.classes[index]] = {"n": int(n[place])} | {
+                name: round(float(value), 5) for name, value in numbers.items()
+            }
         return rows
 
     def f1(self) -> dict[str, float]:
         """F1 over the classes that have images: the mean, weighted by their numbers, and of each alike ("macro")."""
         present = np.unique(self.labels)
-        return {kind: float(f1_score(self.labels, self.said, labels=present, average=kind, zero_division=0.0)) for kind in ("weighted", "macro")}
+        return {
+            kind: float(f1_score(self.labels, self.said, labels=present, average=kind, zero_division=0.0))
+            for kind in ("weighted", "macro")
+        }
 
     def overall(self) -> dict[str, float]:
         """The part's figures: n, accuracy with the ends of Wilson's 95 % interval, and F1."""
         low, high = wilson(int(self.right.sum()), len(self.right))
         f1 = self.f1()
         accuracy = float(self.right.mean())
-        return {"n": len(self.right), "accuracy": accuracy, "low": low, "high": high, "f1_weighted": f1["weighted"], "f1_macro": f1["macro"]}
+        return {
+            "n": len(self.right),
+            "accuracy": accuracy,
+            "low": low,
+            "high": high,
+            "f1_weighted": f1["weighted"],
+            "f1_macro": f1["macro"],
+        }
 
     def roc(self) -> Roc:
         """One-vs-rest curves: each class's own images against all others, ranked by that class's probability."""
@@ -102,7 +130,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class Roc:
-    """`curves`: each class's true-positive rate at the false-positive `rates`; `areas`: each class's area under its curve."""
+    """`curves`: each class's true-positive rate at the false-positive `rates`; `areas`: each class's area under its
+    curve.
+    """
 
     rates: npt.NDArray[np.float64]
     curves: dict[str, npt.NDArray[np.float64]]

@@ -1,6 +1,8 @@
-"""How well a model reads pictures as users have them, and under the corruptions of public benchmarks: picture file to answer.
+"""How well a model reads pictures as users have them, and under the corruptions of public benchmarks: picture file to
+answer.
 
-Every picture takes the real path: it is written as a PNG, decoded and prepared by `handlers.pictures.pipeline`, and read.
+Every picture takes the real path: it is written as a PNG, decoded and prepared by `handlers.pictures.pipeline`, and
+read.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ EVALUATION_BATCH = 500  # images
 
 
 def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[dict[str, Any]]:
-    """Score `count` images of `data`, chosen by a fixed seed, in every style: a row a style, with its accuracy, ECE and time.
+    """Score `count` images of `data`, chosen by a fixed seed, in every style: a row a style, with its accuracy, ECE and
+    time.
 
-    A picture that is refused as blank counts as read wrongly with confidence 0; where it is blank, to refuse it is what is right.
-    `ms` is decoding and preparing, without the network.
+    A picture that is refused as blank counts as read wrongly with confidence 0; where it is blank, to refuse it is what
+    is right. `ms` is decoding and preparing, without the network.
     """
     chosen = np.sort(np.random.default_rng(SEED).permutation(len(data))[:count])
     some = data.take(torch.from_numpy(chosen)).resized(UNIT)
@@ -60,7 +63,11 @@ def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[d
                     "n": len(images),
                     "accuracy": round(accuracy, 5),
                     "standard_error": round(math.sqrt(accuracy * (1 - accuracy) / len(images)), 5),
-                    "ece": 0.0 if group == "blank" else round(calibration_error(probabilities.max(axis=1) * ~refused, right), 5),
+                    "ece": (
+                        0.0
+                        if group == "blank"
+                        else round(calibration_error(probabilities.max(axis=1) * ~refused, right), 5)
+                    ),
                     "refused": round(float(refused.mean()), 5),
                     "ms": round(1000 * seconds / len(images), 3),
                 }
@@ -70,7 +77,10 @@ def measure_pictures(recognizer: Recognizer, data: Images, count: int) -> list[d
 
 def probabilities_of(recognizer: Recognizer, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Class probabilities (N, C) of any number of prepared images (N, S, S)."""
-    parts = [recognizer.probabilities(images[start : start + EVALUATION_BATCH]) for start in range(0, len(images), EVALUATION_BATCH)]
+    parts = [
+        recognizer.probabilities(images[start : start + EVALUATION_BATCH])
+        for start in range(0, len(images), EVALUATION_BATCH)
+    ]
     return np.concatenate(parts)
 
 
@@ -99,11 +109,17 @@ def mean_of(rows: Sequence[dict[str, Any]], group: str, field: str) -> float:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table, with the mean of each group."""
-    lines = ["| style | n | accuracy | standard error | ECE | refused | ms |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| style | n | accuracy | standard error | ECE | refused | ms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for group in GROUPS:
         for row in (row for row in rows if row["group"] == group):
             ece = "" if group == "blank" else f"{100 * row['ece']:.1f} %"
-            shares = f"{100 * row['accuracy']:.1f} % | {100 * row['standard_error']:.1f} | {ece} | {100 * row['refused']:.1f} %"
+            shares = (
+                f"{100 * row['accuracy']:.1f} % | {100 * row['standard_error']:.1f} | {ece} |"
+                f" {100 * row['refused']:.1f} %"
+            )
             lines.append(f"| {row['style']} | {row['n']:,} | {shares} | {row['ms']:.2f} |")
         accuracy, mean_ece, ms = (mean_of(rows, group, field) for field in ("accuracy", "ece", "ms"))
         calibration = "" if group == "blank" else f"{100 * mean_ece:.1f} %"

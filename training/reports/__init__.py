@@ -1,1 +1,3 @@
-"""What a run leaves for people: plots, pages, contact sheets, the model card, TensorBoard and where it all came from."""
+"""What a run leaves for people: plots, pages, contact sheets, the model card, TensorBoard and where it all came
+from.
+"""

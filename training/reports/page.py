@@ -9,9 +9,12 @@ from pathlib import Path
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1e23; --soft: #5b626d; --line: #d9dde3; --back: #ffffff; --card: #f5f6f8; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --soft: #a2a9b4; --line: #3a3f47; --back: #16181c; --card: #1f2227; } }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e8eb; --soft: #a2a9b4; --line: #3a3f47; --back: #16181c; --card: #1f2227; }
+}
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 64rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); }
+body { margin: 0 auto; padding: 1rem; max-width: 64rem; font: 1rem/1.5 system-ui, sans-serif;
+  color: var(--text); background: var(--back); }
 h1 { margin: 0; font-size: 1.6rem; overflow-wrap: anywhere; }
 h2 { margin: 2.2rem 0 .6rem; font-size: 1.15rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 .soft, figcaption { color: var(--soft); margin: .2rem 0; font-size: .9rem; }
@@ -41,23 +44,37 @@ class Sections:
 
     def facts(self, facts: Mapping[str, str]) -> None:
         """Figures to see first, {name: value}."""
-        self.parts.append("<dl>" + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items()) + "</dl>")
+        self.parts.append(
+            "<dl>" + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items()) + "</dl>"
+        )
 
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], folded: bool = False, words: bool = False) -> None:
+    def table(
+        self,
+        title: str,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        folded: bool = False,
+        words: bool = False,
+    ) -> None:
         """A table; `folded` hides it until it is asked for, `words` sets all columns to the left."""
         head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
         body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-        table = f'<div class="scrolls"><table{" class=words" if words else ""}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        kind = " class=words" if words else ""
+        table = f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        table = f'<div class="scrolls">{table}</div>'
         self._add(title, f"<details><summary>{len(rows)} rows</summary>{table}</details>" if folded else table)
 
     def picture(self, title: str, path: Path, caption: str, scrolls: bool = False) -> None:
-        """A PNG file, whole, in the page; left out where there is none. `scrolls`: on a phone it is not shrunk to the screen."""
+        """A PNG file, whole, in the page; left out where there is none. `scrolls`: on a phone it is not shrunk to the
+        screen.
+        """
         if not path.is_file():
             return
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         kind = "plot" if path.parent.name == "report" and path.stem != "samples" else "photo"
         image = f'<img class="{kind}" alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-        self._add(title, f"<figure><div{' class=scrolls' if scrolls else ''}>{image}</div><figcaption>{escape(caption)}.</figcaption></figure>")
+        kind = " class=scrolls" if scrolls else ""
+        self._add(title, f"<figure><div{kind}>{image}</div><figcaption>{escape(caption)}.</figcaption></figure>")
 
     def text(self, title: str, text: str) -> None:
         """Text as it stands, in letters of one width."""

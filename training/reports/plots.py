@@ -19,7 +19,10 @@ BLUE, ORANGE, GREY = "#1f6fb2", "#d9702b", "#8a8f98"
 OTHERS = (ORANGE, "#3c8d40", "#8d4fa8")  # for the worst classes, which the ROC curves name
 SMALL = 8  # points, of the labels of many classes
 ROW_INCH = 0.17  # height of a class in a plot that has a line a class
-CORNER = (0.1, 0.8)  # the false-positive rate up to which, and the true-positive rate from which, a ROC curve is shown enlarged
+CORNER = (
+    0.1,
+    0.8,
+)  # the false-positive rate up to which, and the true-positive rate from which, a ROC curve is shown enlarged
 SAMPLE_COLUMNS = 8
 LABEL_SHARE, GAP_SHARE = 0.28, 0.1  # of a sample's side: the height of its label, and the space to the next
 
@@ -42,12 +45,18 @@ def _tidy(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """What metrics.jsonl holds, {run: lines}, against the steps: loss, accuracy and F1 of the validation part, learning rate, throughput."""
+    """What metrics.jsonl holds, {run: lines}, against the steps: loss, accuracy and F1 of the validation part, learning
+    rate, throughput.
+    """
     figure = _figure(9, 8.5)
     places = figure.subplot_mosaic([[0, 1], [2, 3], [4, 4]])
     panels = [
         ("Loss", (("loss", "training", ":"), ("validation_loss", "validation", "-")), "cross-entropy"),
-        ("Accuracy, validation", (("validation_accuracy", "clean", "-"), ("degraded_accuracy", "degraded", ":")), "share"),
+        (
+            "Accuracy, validation",
+            (("validation_accuracy", "clean", "-"), ("degraded_accuracy", "degraded", ":")),
+            "share",
+        ),
         ("F1, validation", (("validation_f1_weighted", "weighted", "-"), ("validation_f1_macro", "macro", ":")), "F1"),
         ("Learning rate", (("lr", "", "-"),), "rate"),
         ("Throughput", (("images_per_s", "", "-"),), "images/s"),
@@ -60,7 +69,13 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
                 points = [(line["step"], line[key]) for line in history if key in line]
                 if points:
                     name = ": ".join(part for part in (run if len(histories) > 1 else "", label) if part)
-                    axes.plot(*zip(*points, strict=True), style, color=f"C{number}", marker="." if len(points) < 40 else "", label=name)
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        style,
+                        color=f"C{number}",
+                        marker="." if len(points) < 40 else "",
+                        label=name,
+                    )
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=SMALL, frameon=False)
     return figure
@@ -73,9 +88,17 @@ def races(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figu
         axes = figure.add_subplot(-(-len(curves) // 2), 2, number + 1)
         _tidy(axes, system, "minutes", "test accuracy")
         for points, name, colour in zip(both, (system, "flagship, same data"), (GREY, BLUE), strict=True):
-            axes.plot([p["minutes"] for p in points], [p["test"] for p in points], color=colour, marker="." if len(points) < 40 else "", label=name)
+            axes.plot(
+                [p["minutes"] for p in points],
+                [p["test"] for p in points],
+                color=colour,
+                marker="." if len(points) < 40 else "",
+                label=name,
+            )
         ends = [max(p["test"] for p in points) for points in both]
-        span = max(2 * (max(ends) - min(ends)), min(0.15, 5 * (1 - max(ends))))  # what comes before is over in the first minute
+        span = max(
+            2 * (max(ends) - min(ends)), min(0.15, 5 * (1 - max(ends)))
+        )  # what comes before is over in the first minute
         axes.set_ylim(max(ends) - span, max(ends) + span / 15)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.legend(fontsize=SMALL, frameon=False)
@@ -146,13 +169,28 @@ def roc(answers: Roc) -> Figure:
     mean, deviation = stack.mean(axis=0), stack.std(axis=0)
     worst = sorted(answers.areas, key=lambda name: answers.areas[name])[: len(OTHERS)]
     for enlarged, axes in zip((False, True), figure.subplots(1, 2), strict=True):
-        _tidy(axes, "The corner, enlarged" if enlarged else "One-vs-rest ROC", "false-positive rate", "true-positive rate")
+        _tidy(
+            axes, "The corner, enlarged" if enlarged else "One-vs-rest ROC", "false-positive rate", "true-positive rate"
+        )
         for name, curve in answers.curves.items():
             if name not in worst:
                 axes.plot(answers.rates, curve, color=GREY, linewidth=0.5, alpha=0.5)
         for name, colour in zip(worst, OTHERS, strict=False):
-            axes.plot(answers.rates, answers.curves[name], color=colour, linewidth=1, label=f"{name}: AUC {answers.areas[name]:.4f}")
-        axes.fill_between(answers.rates, np.maximum(0, mean - deviation), np.minimum(1, mean + deviation), color=BLUE, alpha=0.2, linewidth=0)
+            axes.plot(
+                answers.rates,
+                answers.curves[name],
+                color=colour,
+                linewidth=1,
+                label=f"{name}: AUC {answers.areas[name]:.4f}",
+            )
+        axes.fill_between(
+            answers.rates,
+            np.maximum(0, mean - deviation),
+            np.minimum(1, mean + deviation),
+            color=BLUE,
+            alpha=0.2,
+            linewidth=0,
+        )
         label = f"mean of {len(stack)} classes: AUC {answers.mean:.4f} ± {answers.deviation:.4f}"
         axes.plot(answers.rates, mean, color=BLUE, linewidth=2, label=label)
         axes.set_xlim((0, CORNER[0] if enlarged else 1))
@@ -166,7 +204,10 @@ def roc(answers: Roc) -> Figure:
 def samples(images: npt.NDArray[Any], labels: Sequence[str]) -> Figure:
     """Pictures (N, S, S) in a grid, each below its label."""
     size = images.shape[-1]
-    label, cell = round(LABEL_SHARE * size), round((1 + LABEL_SHARE + GAP_SHARE) * size)  # pixels: a label's height, and from row to row
+    label, cell = (
+        round(LABEL_SHARE * size),
+        round((1 + LABEL_SHARE + GAP_SHARE) * size),
+    )  # pixels: a label's height, and from row to row
     across = round((1 + GAP_SHARE) * size)
     rows = -(-len(images) // SAMPLE_COLUMNS)
     grid = np.full((rows * cell, SAMPLE_COLUMNS * across), np.nan)

@@ -1,4 +1,6 @@
-"""What a run was started from, in run.json: code, packages, device and data, one entry for each time it was started or resumed."""
+"""What a run was started from, in run.json: code, packages, device and data, one entry for each time it was started or
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def versions() -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit that is checked out around `folder`, and whether tracked files differ from it; None without git or repository."""
+    """The commit that is checked out around `folder`, and whether tracked files differ from it; None without git or
+    repository.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -58,7 +62,9 @@ def record_start(folder: Path, device: str, data: dict[str, Any]) -> None:
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:
-    """The entries of a run's run.json, the newest last; none where there is no such file. Raises DataError for a damaged one."""
+    """The entries of a run's run.json, the newest last; none where there is no such file. Raises DataError for a
+    damaged one.
+    """
     path = folder / RUN_FILE
     if not path.exists():
         return []

@@ -1,4 +1,6 @@
-"""Pictures to look at: what the preprocessing hands to the network in every style, and the errors that a model is surest of."""
+"""Pictures to look at: what the preprocessing hands to the network in every style, and the errors that a model is
+surest of.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ ERRORS = 60  # pictures on the sheet of errors
 
 
 def contact_sheet(recognizer: Recognizer, data: Images, out: Path) -> None:
-    """Draw every style as a row of pictures, each above what the network is given; what is read wrongly has a white bar below."""
+    """Draw every style as a row of pictures, each above what the network is given; what is read wrongly has a white bar
+    below.
+    """
     chosen = np.random.default_rng(SEED).permutation(len(data))[:COLUMNS]
     some = data.take(torch.from_numpy(chosen)).resized(UNIT)
     images, labels = some.images.numpy(), some.labels.numpy()
@@ -36,8 +40,15 @@ def contact_sheet(recognizer: Recognizer, data: Images, out: Path) -> None:
             rng = np.random.default_rng([SEED, number])
             pictures = [style(image, rng) for image in images]
             prepared, refused = prepare_all([encode(picture) for picture in pictures], recognizer.input_size)
-            right = refused if styles is BLANK else (fold(recognizer.probabilities(prepared)).argmax(axis=1) == truth) & ~refused
-            cells = [_cell(to_grey(Image.fromarray(p)), given, bool(good)) for p, given, good in zip(pictures, prepared, right, strict=True)]
+            right = (
+                refused
+                if styles is BLANK
+                else (fold(recognizer.probabilities(prepared)).argmax(axis=1) == truth) & ~refused
+            )
+            cells = [
+                _cell(to_grey(Image.fromarray(p)), given, bool(good))
+                for p, given, good in zip(pictures, prepared, right, strict=True)
+            ]
             rows.append(np.hstack(cells))
     half = math.ceil(len(rows) / 2)
     rows += [np.zeros_like(rows[0])] * (2 * half - len(rows))
@@ -48,20 +59,29 @@ def _cell(picture: Grey, given: Grey, right: bool) -> Grey:
     shrink = CELL / max(picture.shape)
     shape = (max(1, round(picture.shape[1] * shrink)), max(1, round(picture.shape[0] * shrink)))
     above = np.full((CELL, CELL), 110, np.uint8)
-    above[: shape[1], : shape[0]] = cv2.resize(picture, shape, interpolation=cv2.INTER_AREA if shrink < 1 else cv2.INTER_NEAREST)
+    above[: shape[1], : shape[0]] = cv2.resize(
+        picture, shape, interpolation=cv2.INTER_AREA if shrink < 1 else cv2.INTER_NEAREST
+    )
     below = cv2.resize(given, (CELL, CELL), interpolation=cv2.INTER_NEAREST)
     bar = np.full((3, CELL), 90 if right else 255, np.uint8)
-    return np.asarray(cv2.copyMakeBorder(np.vstack([above, below, bar]), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=90), np.uint8)
+    return np.asarray(
+        cv2.copyMakeBorder(np.vstack([above, below, bar]), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=90), np.uint8
+    )
 
 
 def error_sheet(recognizer: Recognizer, data: Images, out: Path) -> None:
-    """Draw the errors with the highest confidence, most confident first, each above its label and what it is read as."""
+    """Draw the errors with the highest confidence, most confident first, each above its label and what it is read
+    as.
+    """
     fold = recognizer.fold(DEFAULT_ALPHABET)
     truth = fold.matrix.argmax(axis=1)[data.labels.numpy()]
     probabilities = fold(probabilities_of(recognizer, data.resized(recognizer.input_size).images.numpy()))
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != truth)
     worst = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:ERRORS]
-    cells = [_labelled(data.images[i].numpy(), f"{fold.characters[truth[i]]}>{fold.characters[probabilities[i].argmax()]}") for i in worst]
+    cells = [
+        _labelled(data.images[i].numpy(), f"{fold.characters[truth[i]]}>{fold.characters[probabilities[i].argmax()]}")
+        for i in worst
+    ]
     cells += [np.zeros((CELL + 18, CELL), np.uint8)] * (-len(cells) % COLUMNS or COLUMNS * (not cells))
     rows = [np.hstack(cells[start : start + COLUMNS]) for start in range(0, len(cells), COLUMNS)]
     Image.fromarray(np.vstack(rows)).save(out, optimize=True)

@@ -1,4 +1,5 @@
-"""The layers of a recipe's network, in the order in which an image passes them: output shape, parameters, multiply-adds.
+"""The layers of a recipe's network, in the order in which an image passes them: output shape, parameters,
+multiply-adds.
 
 python -m training.reports.summary --recipe flagship [--classes 47] [--set model.stem=16]
 """
@@ -29,10 +30,12 @@ class Layer:
 
 
 def layers(model: nn.Module, size: int) -> list[Layer]:
-    """One row for each call of a module that has no modules inside or has parameters of its own; the model stays as it is.
+    """One row for each call of a module that has no modules inside or has parameters of its own; the model stays as it
+    is.
 
-    What a network computes by functions (its additions and most of its ReLUs) is no module and has neither parameters nor
-    multiply-adds. The sums are those of `count_parameters` and `count_multiply_adds`; `size` is the image's side in pixels.
+    What a network computes by functions (its additions and most of its ReLUs) is no module and has neither parameters
+    nor multiply-adds. The sums are those of `count_parameters` and `count_multiply_adds`; `size` is the image's side in
+    pixels.
     """
     rows: list[Layer] = []
     names = {module: name or type(module).__name__ for name, module in model.named_modules()}
@@ -40,7 +43,11 @@ def layers(model: nn.Module, size: int) -> list[Layer]:
     def note(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         first = all(row.name != names[module] for row in rows)
         parameters = sum(p.numel() for p in module.parameters(recurse=False)) if first else 0
-        rows.append(Layer(names[module], type(module).__name__, tuple(output.shape[1:]), parameters, multiply_adds(module, output)))
+        rows.append(
+            Layer(
+                names[module], type(module).__name__, tuple(output.shape[1:]), parameters, multiply_adds(module, output)
+            )
+        )
 
     def shown(module: nn.Module) -> bool:
         return not any(True for _ in module.children()) or any(True for _ in module.parameters(recurse=False))
@@ -58,7 +65,10 @@ def layers(model: nn.Module, size: int) -> list[Layer]:
 
 def cells(rows: Sequence[Layer]) -> list[tuple[str, str, str, str, str]]:
     """The table as text, its last row the sums."""
-    lines = [(row.name, row.kind, " x ".join(map(str, row.shape)), f"{row.parameters:,}", f"{row.multiply_adds:,}") for row in rows]
+    lines = [
+        (row.name, row.kind, " x ".join(map(str, row.shape)), f"{row.parameters:,}", f"{row.multiply_adds:,}")
+        for row in rows
+    ]
     total = (f"{sum(row.parameters for row in rows):,}", f"{sum(row.multiply_adds for row in rows):,}")
     return [*lines, ("total", "", "", *total)]
 
@@ -73,16 +83,23 @@ def table(rows: Sequence[Layer]) -> str:
     numbers_from = 3
     return "\n".join(
         "  ".join(
-            text.rjust(width) if column >= numbers_from else text.ljust(width) for column, (text, width) in enumerate(zip(line, widths, strict=True))
+            text.rjust(width) if column >= numbers_from else text.ljust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.reports.summary", description="List the layers of a recipe's network.")
-    parser.add_argument("--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.reports.summary", description="List the layers of a recipe's network."
+    )
+    parser.add_argument(
+        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
+    )
     parser.add_argument("--classes", type=int, help="how many; default: those of the recipe's data.test_split")
     arguments = parser.parse_args(argv)
     if arguments.classes is not None and arguments.classes < 1:

@@ -1,6 +1,7 @@
 """What a run shows while it goes on, in runs/NAME/tensorboard: `tensorboard --logdir runs`.
 
-A reporter only reads: it draws no random number and changes no weight, so a run ends with the very same weights without it.
+A reporter only reads: it draws no random number and changes no weight, so a run ends with the very same weights without
+it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SAMPLES = 40  # augmented images of a batch that are shown
 
 
 class Reporter:
-    """Notes steps and epochs at the intervals of `settings.report`, in the process that leads. With both at 0 it opens nothing.
+    """Notes steps and epochs at the intervals of `settings.report`, in the process that leads. With both at 0 it opens
+    nothing.
 
     After a resume, what a longer run had noted beyond its last checkpoint is left out by TensorBoard (`purge_step`).
     """
@@ -41,20 +43,28 @@ class Reporter:
         self.writer = SummaryWriter(run.folder / "tensorboard", purge_step=state.step + 1 if state.step else None)
         if state.step == 0:
             settings = yaml.safe_dump(run.settings.to_dict(), sort_keys=False, default_flow_style=None, width=100)
-            self._text("run", f"{run.folder.name}: {run.steps:,} steps of {run.settings.schedule.batch_size} images; {run.describe_device()}")
+            self._text(
+                "run",
+                f"{run.folder.name}: {run.steps:,} steps of {run.settings.schedule.batch_size} images;"
+                f" {run.describe_device()}",
+            )
             self._text("settings", "    " + settings.replace("\n", "\n    "))
             self._text("data", "    " + yaml.safe_dump(run.describe_data(), sort_keys=False).replace("\n", "\n    "))
             if self.settings.graph:
                 self._graph(state.model)
 
     def step(self, state: State, batch: Tensor, labels: Tensor, loss: Tensor, logits: Tensor) -> None:
-        """After a step: its augmented images (B, 1, S, S), labels (B,), loss and logits (B, C), which are read only where they are due."""
+        """After a step: its augmented images (B, 1, S, S), labels (B,), loss and logits (B, C), which are read only
+        where they are due.
+        """
         if self.writer is None:
             return
         due = self.settings.scalars and state.step % self.settings.scalars == 0
         if due:
             accuracy = (logits.argmax(1) == labels).float().mean()
-            self._scalar("train/loss", float(loss), state.step)  # waits for the device, so that the time below is of steps done
+            self._scalar(
+                "train/loss", float(loss), state.step
+            )  # waits for the device, so that the time below is of steps done
             self._scalar("train/accuracy", float(accuracy), state.step)
             self._scalar("train/learning_rate", state.optimizer.param_groups[0]["lr"], state.step)
             now, (before, step) = time.perf_counter(), self.noted
@@ -110,7 +120,9 @@ class Reporter:
         self.writer.add_text(name, text, 0)
 
     def _graph(self, model: nn.Module) -> None:
-        """Of a copy in eval mode: tracing runs the network, and must change neither batch norm nor the random numbers."""
+        """Of a copy in eval mode: tracing runs the network, and must change neither batch norm nor the random
+        numbers.
+        """
         assert self.writer is not None
         traced = copy.deepcopy(model).cpu().float().eval()
         size = self.run.splits.train.images.shape[-1]

@@ -1,4 +1,6 @@
-"""A small run on the fixture's images: one to be trained by a test, and one that is finished, with all that its folder holds."""
+"""A small run on the fixture's images: one to be trained by a test, and one that is finished, with all that its folder
+holds.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def small_run(emnist_root, tmp_path):
     def make(name: str, report: dict) -> Run:
         folder = tmp_path / name
         folder.mkdir()
-        settings = from_dict({**{key: dict(v) if isinstance(v, dict) else v for key, v in SMALL.items()}, "report": report})
+        settings = from_dict(
+            {**{key: dict(v) if isinstance(v, dict) else v for key, v in SMALL.items()}, "report": report}
+        )
         return Run(settings, load_splits(settings.data, emnist_root), folder, torch.device("cpu"))
 
     return make
@@ -50,13 +54,20 @@ class Finished:
 @pytest.fixture(scope="session")
 def finished(emnist_root, tmp_path_factory) -> Finished:
     overrides = [f"{key}={value}" for key, value in SMALL.items() if not isinstance(value, dict)]
-    overrides += [f"{key}.{field}={value}" for key, section in SMALL.items() if isinstance(section, dict) for field, value in section.items()]
+    overrides += [
+        f"{key}.{field}={value}"
+        for key, section in SMALL.items()
+        if isinstance(section, dict)
+        for field, value in section.items()
+    ]
     overrides += ["data.degraded_copies=0", "data.test_pictures=2", "report.scalars=1"]
     command = [sys.executable, "-m", "training.train", "--name", "small", "--emnist-root", str(emnist_root)]
     command += [f"--set={override}" for override in overrides]
     folder = tmp_path_factory.mktemp("command")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150, check=False
+    )
     assert done.returncode == 0, done.stderr
     return Finished(folder / "runs" / "small", done.stdout, done.stderr)
 

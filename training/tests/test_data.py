@@ -24,7 +24,11 @@ from training.settings import DataSettings
 
 
 def write_idx(path, array, compress=False):
-    data = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.astype(np.uint8).tobytes()
+    data = (
+        bytes([0, 0, 8, array.ndim])
+        + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
     path.write_bytes(gzip.compress(data) if compress else data)
 
 
@@ -188,11 +192,16 @@ def test_mnist_is_read_upright(mnist_root, emnist_root):
     splits = load_splits(DataSettings(source="mnist", validation_fraction=0.2), mnist_root)
     assert "".join(splits.train.classes) == "0123456789"
     assert splits.test.fingerprint() == digits.fingerprint()
-    assert load_splits(DataSettings(source="mnist", path=str(mnist_root)), emnist_root).test.fingerprint() == digits.fingerprint()
+    assert (
+        load_splits(DataSettings(source="mnist", path=str(mnist_root)), emnist_root).test.fingerprint()
+        == digits.fingerprint()
+    )
 
 
 def write_csv(path, raw, split, part, header):
-    images, labels = (read_idx(raw / f"emnist-{split}-{part}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+    images, labels = (
+        read_idx(raw / f"emnist-{split}-{part}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")
+    )
     rows = [",".join(map(str, [label, *image.ravel()])) for label, image in zip(labels, images, strict=True)]
     path.write_text("\n".join([*header, *rows]) + "\n")
 
@@ -229,7 +238,9 @@ def test_a_subset_of_the_classes_has_labels_of_its_own(emnist_root, emnist, copi
     splits = load_splits(DataSettings(train_split="balanced", classes="b7A"), emnist_root)
     assert splits.test.classes == splits.train.classes == ("7", "A", "b")
     for label, c in enumerate("7Ab"):
-        assert torch.equal(splits.test.images[splits.test.labels == label], emnist.images[emnist.labels == emnist.classes.index(c)])
+        assert torch.equal(
+            splits.test.images[splits.test.labels == label], emnist.images[emnist.labels == emnist.classes.index(c)]
+        )
     assert splits.left_out == {"not in data.classes": 44 * 18}
     assert len(load_splits(DataSettings(train_split="balanced", classes="digits"), emnist_root).test.classes) == 10
     for kind in ("images-idx3", "labels-idx1"):

@@ -9,7 +9,13 @@ from training.degrade.strokes import pen, skeleton
 from training.evaluation import robustness
 from training.reports import sheets
 
-STYLES = {**styles.USERS, **styles.BLANK, **severities.CORRUPTIONS, "scene": styles.scene, "corrupt": severities.corrupt}
+STYLES = {
+    **styles.USERS,
+    **styles.BLANK,
+    **severities.CORRUPTIONS,
+    "scene": styles.scene,
+    "corrupt": severities.corrupt,
+}
 
 
 @pytest.mark.parametrize("name", STYLES)
@@ -21,7 +27,17 @@ def test_a_style_gives_a_picture_and_is_a_function_of_its_generator(name, emnist
     assert np.array_equal(one, again)
     if name in severities.CORRUPTIONS:
         assert one.shape == (28, 28)
-    fixed = {"clean", "inverted", "inverse", "gaussian_blur", "gaussian_blur_3", "defocus_blur", "zoom_blur", "contrast", "brightness"}
+    fixed = {
+        "clean",
+        "inverted",
+        "inverse",
+        "gaussian_blur",
+        "gaussian_blur_3",
+        "defocus_blur",
+        "zoom_blur",
+        "contrast",
+        "brightness",
+    }
     fixed |= {"saturate", "jpeg_compression", "pixelate", "quantize", "scale", "stripe", "canny_edges"}
     assert all(np.array_equal(one, other) for other in others) == (name in fixed)
 

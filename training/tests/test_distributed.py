@@ -1,4 +1,6 @@
-"""Several processes on the CPU, by gloo: they learn as one does, agree on when to stop, and end when one of them is killed."""
+"""Several processes on the CPU, by gloo: they learn as one does, agree on when to stop, and end when one of them is
+killed.
+"""
 
 import contextlib
 import json
@@ -27,7 +29,13 @@ from training.tests.trainer import STOP_STEP
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = [sys.executable, str(Path(__file__).parent / "trainer.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-TINY = ("data.train_split=balanced", "data.validation_fraction=0.1", "data.degraded_copies=0", "data.test_pictures=0", "model.stem=8")
+TINY = (
+    "data.train_split=balanced",
+    "data.validation_fraction=0.1",
+    "data.degraded_copies=0",
+    "data.test_pictures=0",
+    "model.stem=8",
+)
 TINY += ("model.widths=[8,16,16]", "schedule.batch_size=64", "compile=never", "precision=float32")
 LONGEST_END_S = 15
 
@@ -73,7 +81,9 @@ def run_trainer(count, folder, *options):
 
 def curve(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["step"] for line in lines], [value for line in lines for value in (line["loss"], line["validation_loss"])]
+    return [line["step"] for line in lines], [
+        value for line in lines for value in (line["loss"], line["validation_loss"])
+    ]
 
 
 def wait_for_checkpoint(folder):
@@ -119,12 +129,17 @@ def test_one_that_is_told_to_end_stops_all_at_the_same_step_and_one_goes_on_alon
 
 @pytest.mark.slow
 def test_all_follow_the_validation_loss_that_the_first_has_found(tmp_path):
-    """By it the rate is lowered on a plateau, and training stops early: a process that did otherwise would leave the others waiting."""
+    """By it the rate is lowered on a plateau, and training stops early: a process that did otherwise would leave the
+    others waiting.
+    """
     one, two = tmp_path / "one", tmp_path / "two"
     run_trainer(1, one, "--impatient")
     said = run_trainer(2, two, "--impatient")
     assert all("stopped early" in text for text in said)
-    rates = [[json.loads(line)["lr"] for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (one, two)]
+    rates = [
+        [json.loads(line)["lr"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (one, two)
+    ]
     assert rates[0] == rates[1]
     assert 3 <= len(set(rates[0])) < len(rates[0]) < 60
     assert curve(two)[1] == pytest.approx(curve(one)[1], rel=1e-3)
@@ -206,7 +221,10 @@ def test_torchrun_trains_and_exports_once(tmp_path, emnist_root):
 @pytest.mark.slow
 def test_torchrun_passes_on_the_signal_and_the_run_is_saved(tmp_path, emnist_root):
     process = subprocess.Popen(
-        [*TORCHRUN, *command(tmp_path, emnist_root, "schedule.epochs=100000")], env=environment(), stderr=subprocess.PIPE, text=True
+        [*TORCHRUN, *command(tmp_path, emnist_root, "schedule.epochs=100000")],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_checkpoint(tmp_path / "run")
     process.send_signal(signal.SIGTERM)
@@ -232,6 +250,8 @@ def test_the_parts_make_the_batch_and_vary_as_in_it(emnist):
 def test_a_half_set_environment_is_one_line(emnist_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    assert train.main(["--emnist-root", str(emnist_root), "--runs", str(tmp_path), "--device", "cpu"]) == train.WRONG_USE
+    assert (
+        train.main(["--emnist-root", str(emnist_root), "--runs", str(tmp_path), "--device", "cpu"]) == train.WRONG_USE
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert "torchrun" in line

@@ -94,7 +94,9 @@ def test_the_first_character_of_an_answer_counts(text, expected):
 
 def test_this_project_is_one_of_the_readers_compared(model_path, emnist_root, monkeypatch):
     monkeypatch.setattr(readers, "STYLES", ("enlarged",))
-    table = readers.compare({"ours": readers.our_reader(model_path), "mute": lambda files: [""] * len(files)}, emnist_root, 30)
+    table = readers.compare(
+        {"ours": readers.our_reader(model_path), "mute": lambda files: [""] * len(files)}, emnist_root, 30
+    )
     row = next(line for line in table.splitlines() if line.startswith("| enlarged | 30 |"))
     ours, mute = (float(cell.strip(" %")) for cell in row.split("|")[3:6:2])
     assert ours >= 75
@@ -111,7 +113,9 @@ def test_a_number_of_pictures_that_cannot_be_is_refused(program, count, model_pa
 
 
 def test_wilsons_interval_by_hand():
-    """Of n successes of n it ends at 1 and begins at n / (n + z^2), z = 1.96; it is symmetric; of nothing, nothing is known."""
+    """Of n successes of n it ends at 1 and begins at n / (n + z^2), z = 1.96; it is symmetric; of nothing, nothing is
+    known.
+    """
     assert wilson(6, 6) == pytest.approx((6 / (6 + 1.959964**2), 1.0), abs=1e-6)
     assert wilson(3, 6) == pytest.approx((1 - wilson(3, 6)[1], 1 - wilson(3, 6)[0]))
     assert wilson(0, 0) == (0.0, 1.0)

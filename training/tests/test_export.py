@@ -31,7 +31,12 @@ NARROW = ["model.stem=8", "model.widths=[8, 8, 16, 16]"]
 
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
-    [("flagship", ["model.widths=[8, 8, 8]"]), ("system-c", NARROW), ("system-c", [*NARROW, "model.bottleneck=true"]), ("system-e", [])],
+    [
+        ("flagship", ["model.widths=[8, 8, 8]"]),
+        ("system-c", NARROW),
+        ("system-c", [*NARROW, "model.bottleneck=true"]),
+        ("system-e", []),
+    ],
     ids=["flagship", "34", "50", "plain"],
 )
 def test_batch_norms_are_folded(untrained_checkpoint, emnist, recipe, overrides):

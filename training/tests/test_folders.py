@@ -30,7 +30,11 @@ def some(emnist):
     """Six images of a class as (character, number, image)."""
 
     def make(classes):
-        return [(c, n, emnist.images[i].numpy()) for c in classes for n, i in enumerate((emnist.labels == emnist.classes.index(c)).nonzero()[:, 0])]
+        return [
+            (c, n, emnist.images[i].numpy())
+            for c in classes
+            for n, i in enumerate((emnist.labels == emnist.classes.index(c)).nonzero()[:, 0])
+        ]
 
     return make
 
@@ -60,12 +64,17 @@ def files_of(part):
 
 @pytest.fixture
 def sd19(tmp_path, some):
-    """Four pictures a class in training partitions, repeated in train_XX as NIST does, and two in hsf_4; another writer a picture number."""
+    """Four pictures a class in training partitions, repeated in train_XX as NIST does, and two in hsf_4; another writer
+    a picture number.
+    """
     for c, n, image in some("37JKbd"):
         code, partition = f"{ord(c):02x}", ("hsf_0", "hsf_1", "hsf_6", "hsf_7", "hsf_4", "hsf_4")[n]
         folder = tmp_path / "by_class" / code
         write(folder / partition / f"{partition}_{n:05}.png", as_nist(image))
-        write(tmp_path / "by_write" / partition / f"f{n:04}_14" / f"c{n:04}_14" / f"c{n:04}_14_{ord(c):05}.png", as_nist(image))
+        write(
+            tmp_path / "by_write" / partition / f"f{n:04}_14" / f"c{n:04}_14" / f"c{n:04}_14_{ord(c):05}.png",
+            as_nist(image),
+        )
         if partition != "hsf_4":
             write(folder / f"train_{code}" / f"train_{code}_{n:05}.png", as_nist(image))
         (folder / f"{partition}.mit").write_text("not a picture")
@@ -127,7 +136,9 @@ def test_class_subsets(sd19):
 
 
 def test_a_limit_a_class_is_seeded_and_decodes_no_more(sd19):
-    first, again, other = (load_splits(DataSettings(source="sd19", limit=3, validation_seed=seed), sd19) for seed in (1, 1, 2))
+    first, again, other = (
+        load_splits(DataSettings(source="sd19", limit=3, validation_seed=seed), sd19) for seed in (1, 1, 2)
+    )
     assert len(first.train) + len(first.validation) == 18
     assert len(first.test) == 12
     assert first.left_out["over data.limit"] == 6
@@ -147,7 +158,9 @@ def test_a_folder_of_folders(folders, some):
     assert "".join(splits.train.classes) == "37AKbd"
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [18, 6, 12]
     parts = [files_of(part) for part in (splits.train, splits.validation, splits.test)]
-    assert set.union(*parts) == {image.tobytes() for _, _, image in some("37AKbd")}, "EMNIST's own frames pass unchanged"
+    assert set.union(*parts) == {image.tobytes() for _, _, image in some("37AKbd")}, (
+        "EMNIST's own frames pass unchanged"
+    )
     assert sum(map(len, parts)) == 36, "nothing on two sides"
     assert load_splits(settings, folders).test.fingerprint() == splits.test.fingerprint()
 
@@ -212,7 +225,8 @@ def test_pictures_are_prepared_once_until_one_changes(folders, cache, monkeypatc
     path = write(folders / "3" / "0.png", png(some("3")[0][2].T.copy()))
     os.utime(path, ns=(1, 1))
     before, after = (
-        files_of(splits.train) | files_of(splits.validation) | files_of(splits.test) for splits in (first, load_splits(settings, folders))
+        files_of(splits.train) | files_of(splits.validation) | files_of(splits.test)
+        for splits in (first, load_splits(settings, folders))
     )
     assert (before - after, after - before) == ({some("3")[0][2].tobytes()}, {some("3")[0][2].T.tobytes()})
     assert len(list(cache.iterdir())) == 2
@@ -283,9 +297,25 @@ def test_images_keep_their_writers(emnist):
 @pytest.mark.slow
 def test_a_run_on_a_folder_leaves_a_report_and_says_so_on_the_card(folders, tmp_path):
     write(folders / "3" / "junk.png", b"junk")
-    overrides = ["data.source=folders", f"data.path={folders}", "data.classes=73A", "data.degraded_copies=0", "data.test_pictures=0"]
-    overrides += ["schedule.batch_size=4", "schedule.epochs=1", "model.widths=[8]", "model.stem=8", "compile=never", "precision=float32"]
-    assert train(["--runs", str(tmp_path / "runs"), "--name", "mine", *(f"--set={override}" for override in overrides)]) == 0
+    overrides = [
+        "data.source=folders",
+        f"data.path={folders}",
+        "data.classes=73A",
+        "data.degraded_copies=0",
+        "data.test_pictures=0",
+    ]
+    overrides += [
+        "schedule.batch_size=4",
+        "schedule.epochs=1",
+        "model.widths=[8]",
+        "model.stem=8",
+        "compile=never",
+        "precision=float32",
+    ]
+    assert (
+        train(["--runs", str(tmp_path / "runs"), "--name", "mine", *(f"--set={override}" for override in overrides)])
+        == 0
+    )
     run = tmp_path / "runs" / "mine"
     report = json.loads((run / "data.json").read_text())
     assert report["refused"] == {"unsupported_format": {"count": 1, "first": ["3/junk.png"]}}

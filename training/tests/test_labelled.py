@@ -55,7 +55,10 @@ def test_a_labelled_folder_is_scored(pictures, recognizer):
     score = score_folder(recognizer, pictures, "alnum")
     assert len(score.answers) == 47 + 2
     assert score.correct == sum(said == label for _, label, said in score.answers) >= 40
-    assert {name: why.split(":")[0] for name, why in score.refused} == {"3_blank.png": "blank_image", "4_damaged.JPG": "unsupported_format"}
+    assert {name: why.split(":")[0] for name, why in score.refused} == {
+        "3_blank.png": "blank_image",
+        "4_damaged.JPG": "unsupported_format",
+    }
     assert [name for name, _ in score.unlabelled] == ["unnamed.png", "é.png"]
     assert ("3_blank.png", "3", "") in score.answers, "a refused picture counts as wrong"
     assert {label for _, label, _ in score.answers if label.islower()} == set(), "lower case counts as its capital"

@@ -10,7 +10,13 @@ from training.data import DataError
 from training.lr_finder import Sweep, sweep
 
 RATES = np.geomspace(1e-5, 10, 200)
-SETS = ["model.stem=16", "model.widths=[16, 32, 64]", "data.train_split=balanced", "data.degraded_copies=0", "data.validation_fraction=0.1"]
+SETS = [
+    "model.stem=16",
+    "model.widths=[16, 32, 64]",
+    "data.train_split=balanced",
+    "data.degraded_copies=0",
+    "data.validation_fraction=0.1",
+]
 SETS += ["schedule.batch_size=64", "compile=never", "precision=float32"]
 COMMAND = [argument for text in SETS for argument in ("--set", text)]
 

@@ -21,7 +21,11 @@ def test_the_flagship_is_compact():
 
 def test_the_flagships_weights_keep_their_names():
     """By which checkpoints are read back."""
-    block = [f"{layer}.{part}" for layer in ("conv1", "norm1", "conv2", "norm2", "shortcut.0", "shortcut.1") for part in ("weight", "bias")]
+    block = [
+        f"{layer}.{part}"
+        for layer in ("conv1", "norm1", "conv2", "norm2", "shortcut.0", "shortcut.1")
+        for part in ("weight", "bias")
+    ]
     kept = {name for name in block if name not in {"conv1.bias", "conv2.bias", "shortcut.0.bias"}}
     names = {name for name, _ in make_model(load_recipe("flagship").model, 47).named_parameters()}
     stem_and_head = {"stem.0.weight", "stem.1.weight", "stem.1.bias", "head.3.weight", "head.3.bias"}
@@ -29,7 +33,12 @@ def test_the_flagships_weights_keep_their_names():
 
 
 def test_multiply_adds_are_counted_by_hand():
-    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), nn.Flatten(), nn.Linear(8 * 16, 10))
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 10),
+    )
     assert count_multiply_adds(net, size=8) == 4 * 64 * 9 + 8 * 16 * 9 * 2 + 8 * 16 * 10
 
 

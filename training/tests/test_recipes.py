@@ -58,7 +58,11 @@ def test_system_as_layers_by_hand():
 
 @pytest.mark.parametrize(
     ("overrides", "torchvisions", "width"),
-    [(["model.blocks=[2,2,2,2]"], 11_689_512, 512), ([], 21_797_672, 512), (["model.bottleneck=true"], 25_557_032, 2048)],
+    [
+        (["model.blocks=[2,2,2,2]"], 11_689_512, 512),
+        ([], 21_797_672, 512),
+        (["model.bottleneck=true"], 25_557_032, 2048),
+    ],
     ids=["18", "34", "50"],
 )
 def test_system_cs_networks_are_torchvisions(overrides, torchvisions, width):
@@ -70,7 +74,10 @@ def test_system_cs_networks_are_torchvisions(overrides, torchvisions, width):
 
 
 def test_system_ds_layers_by_hand():
-    assert count_multiply_adds(network("system-d"), 96) == 6 * 9 * 94**2 + 16 * 54 * 45**2 + 16 * 22**2 * 400 + 400 * 120 + 120 * 26
+    assert (
+        count_multiply_adds(network("system-d"), 96)
+        == 6 * 9 * 94**2 + 16 * 54 * 45**2 + 16 * 22**2 * 400 + 400 * 120 + 120 * 26
+    )
     assert new_state(load_recipe("system-d"), 26, torch.device("cpu")).optimizer.defaults["nesterov"] is False
 
 
@@ -83,23 +90,36 @@ def test_system_es_three_stages():
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_systems_had_none_of_the_flagships_means(name):
     settings = load_recipe(name)
-    assert (settings.data.balance, settings.data.degraded_copies, settings.schedule.label_smoothing, settings.schedule.ema) == (0, 0, 0, 0)
+    assert (
+        settings.data.balance,
+        settings.data.degraded_copies,
+        settings.schedule.label_smoothing,
+        settings.schedule.ema,
+    ) == (0, 0, 0, 0)
     assert settings.data.validation_limit > 250_000, "the share alone decides what is held out"
 
 
 @pytest.mark.parametrize(("name", "classes"), SYSTEMS.items())
 def test_every_recipe_trains(name, classes, emnist_root, tmp_path):
-    """One epoch on the classes that the fixture has, in batches that it can fill; the largest one narrower, to save time."""
+    """One epoch on the classes that the fixture has, in batches that it can fill; the largest one narrower, to save
+    time.
+    """
     overrides = ["schedule.epochs=1", "schedule.batch_size=64", "compile=never", "precision=float32"]
     recipe = load_recipe(name, overrides + (["model.widths=[8, 16, 32, 64]"] if name == "system-c" else []))
     known = "".join(c for c in classes if c in BY_MERGE)
-    settings = replace(recipe, data=replace(recipe.data, source="emnist", train_split="balanced", test_split="balanced", classes=known))
-    run = Run(settings, load_splits(settings.data, emnist_root, settings.model.input_size), tmp_path, torch.device("cpu"))
+    settings = replace(
+        recipe, data=replace(recipe.data, source="emnist", train_split="balanced", test_split="balanced", classes=known)
+    )
+    run = Run(
+        settings, load_splits(settings.data, emnist_root, settings.model.input_size), tmp_path, torch.device("cpu")
+    )
     train(run)
     checkpoint = load_checkpoint(tmp_path / "last.pt")
     assert checkpoint["resume"]["step"] == run.steps >= 1
     fresh = new_state(settings, len(known), torch.device("cpu")).model
-    moved = [not torch.equal(value, fresh.state_dict()[key]) for key, value in network_of(checkpoint).state_dict().items()]
+    moved = [
+        not torch.equal(value, fresh.state_dict()[key]) for key, value in network_of(checkpoint).state_dict().items()
+    ]
     assert all(moved)
     assert checkpoint["samples"].shape[1:] == (settings.model.input_size,) * 2
 
@@ -117,7 +137,9 @@ def test_a_network_of_another_size_is_evaluated_as_it_answers(untrained_checkpoi
 
 
 def test_convolutions_that_leave_nothing():
-    settings = from_dict({"model": {"name": "plain", "convolutions": [{"width": 2, "pool": 5}, {"width": 2, "kernel": 6}]}}).model
+    settings = from_dict(
+        {"model": {"name": "plain", "convolutions": [{"width": 2, "pool": 5}, {"width": 2, "kernel": 6}]}}
+    ).model
     with pytest.raises(SettingsError, match=r"model.convolutions leave nothing of 28 pixels"):
         make_model(settings, 10)
 

@@ -36,7 +36,11 @@ def test_answers_are_scored_by_hand(tmp_path):
     rows = answers.per_class()
     assert rows.keys() == {"a", "b"}
     assert (rows["a"]["n"], rows["a"]["precision"], rows["a"]["recall"]) == (3, 1, pytest.approx(2 / 3, abs=1e-5))
-    assert (rows["b"]["precision"], rows["b"]["recall"], rows["b"]["f1"]) == (pytest.approx(2 / 3, abs=1e-5), 1, pytest.approx(0.8))
+    assert (rows["b"]["precision"], rows["b"]["recall"], rows["b"]["f1"]) == (
+        pytest.approx(2 / 3, abs=1e-5),
+        1,
+        pytest.approx(0.8),
+    )
     assert answers.f1() == {"macro": pytest.approx(0.8), "weighted": pytest.approx(0.8)}
     answers.save(tmp_path / "test.npz")
     kept = Answers.load(tmp_path / "test.npz")
@@ -57,12 +61,16 @@ def test_the_roc_is_one_vs_rest(emnist, recognizer):
     for index, name in enumerate(emnist.classes):
         assert roc.areas[name] == roc_auc_score(answers.labels == index, answers.probabilities[:, index])
         assert np.trapezoid(roc.curves[name], roc.rates) == pytest.approx(roc.areas[name], abs=0.005)
-    assert roc.mean == pytest.approx(roc_auc_score(answers.labels, answers.probabilities.astype(np.float64), multi_class="ovr"), abs=0.01)
+    assert roc.mean == pytest.approx(
+        roc_auc_score(answers.labels, answers.probabilities.astype(np.float64), multi_class="ovr"), abs=0.01
+    )
     assert 0 < roc.deviation < 0.05
 
 
 def test_wilsons_interval():
-    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I: 81 of 263, 0 of 20, 1 of 29."""
+    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I: 81 of 263, 0 of 20, 1 of
+    29.
+    """
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
     assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
@@ -105,11 +113,15 @@ def test_what_a_stopped_run_noted_after_its_checkpoint_is_superseded(small_run):
         state.step = first - 1
         reporter = Reporter(run, state)
         for state.step in range(first, last + 1):
-            reporter.step(state, torch.zeros(4, 1, 28, 28), torch.zeros(4).long(), torch.tensor(loss), torch.zeros(4, 47))
+            reporter.step(
+                state, torch.zeros(4, 1, 28, 28), torch.zeros(4).long(), torch.tensor(loss), torch.zeros(4, 47)
+            )
         reporter.close()
         time.sleep(1.1)  # TensorBoard reads the files in the order of the seconds in their names
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload().Scalars("train/loss")
-    assert [(event.step, event.value) for event in events] == [(step, 1.0 if step < 7 else 2.0) for step in range(1, 13)]
+    assert [(event.step, event.value) for event in events] == [
+        (step, 1.0 if step < 7 else 2.0) for step in range(1, 13)
+    ]
 
 
 class Page(HTMLParser):
@@ -149,10 +161,18 @@ def test_the_page_needs_nothing_beside_itself(finished_run):
     test = Answers.load(finished_run / "test.npz")
     assert f"{100 * test.right.mean():.2f} %" in shown
     checkpoint = load_checkpoint(finished_run / "best.pt")
-    assert round(100 * test.right.mean(), 3) == round(100 * checkpoint["metrics"]["test"]["alphabets"]["classes"]["accuracy"], 3)
+    assert round(100 * test.right.mean(), 3) == round(
+        100 * checkpoint["metrics"]["test"]["alphabets"]["classes"]["accuracy"], 3
+    )
     for true, said, count in checkpoint["metrics"]["test"]["confusions"]:
         assert f"<td>{true}</td><td>{said}</td><td>{count}</td>" in text
-    for fact in ("batch_size: 64", torch.__version__, checkpoint["data"]["fingerprint"]["test"], "Worst pairs", "stages.2.conv2"):
+    for fact in (
+        "batch_size: 64",
+        torch.__version__,
+        checkpoint["data"]["fingerprint"]["test"],
+        "Worst pairs",
+        "stages.2.conv2",
+    ):
         assert fact in shown
 
 
@@ -165,7 +185,12 @@ def test_the_report_can_be_drawn_again_and_of_an_unfinished_run(finished_run, tm
     assert report.main([str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     assert "accuracy, validation part" in (folder / "report.html").read_text()
-    assert {path.name for path in (folder / "report").iterdir()} == {"curves.png", "confusion.png", "classes.png", "roc.png"}
+    assert {path.name for path in (folder / "report").iterdir()} == {
+        "curves.png",
+        "confusion.png",
+        "classes.png",
+        "roc.png",
+    }
     (folder / "validation.npz").unlink()
     assert report.main([str(folder)]) == 0
     assert "Curves" in (folder / "report.html").read_text()
@@ -194,7 +219,11 @@ def test_run_json_tells_the_code_and_the_data(finished_run, tmp_path):
 
 def test_git_may_be_absent_or_the_folder_no_repository(tmp_path, monkeypatch):
     def git(*arguments):
-        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            check=True,
+            capture_output=True,
+        )
 
     assert provenance.git_state(tmp_path) is None
     git("init")
@@ -249,6 +278,9 @@ def test_the_summary_command(capsys):
 
 def test_the_history_is_json_lines(finished_run):
     lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
-    assert all({"step", "loss", "validation_f1_weighted", "validation_f1_macro", "lr", "images_per_s"} <= line.keys() for line in lines)
+    assert all(
+        {"step", "loss", "validation_f1_weighted", "validation_f1_macro", "lr", "images_per_s"} <= line.keys()
+        for line in lines
+    )
     first, last = (line["lr"] for line in lines)
     assert 0 < last < first

@@ -1,4 +1,6 @@
-"""The folder of the data, where EMNIST_ROOT is set to nothing, as the Makefile sets it, or the option is given nothing."""
+"""The folder of the data, where EMNIST_ROOT is set to nothing, as the Makefile sets it, or the option is given
+nothing.
+"""
 
 import pytest
 

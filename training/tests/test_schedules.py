@@ -42,7 +42,9 @@ def test_the_learning_rate_rises_and_falls():
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 0.3), (57, 0.25), (40, 0.0), (10, 0.95)])
 def test_one_cycle_is_torchs(steps, warmup):
     schedule = schedule_of(name="one-cycle", warmup=warmup)
-    expected = rates_of_torch(lambda o: OneCycleLR(o, max_lr=0.4, total_steps=steps, pct_start=warmup, cycle_momentum=False), steps)
+    expected = rates_of_torch(
+        lambda o: OneCycleLR(o, max_lr=0.4, total_steps=steps, pct_start=warmup, cycle_momentum=False), steps
+    )
     assert [learning_rate(schedule, 0.4, step, steps) for step in range(steps)] == pytest.approx(expected, rel=1e-9)
 
 
@@ -69,14 +71,23 @@ def test_constant_is_constant():
 
 @pytest.mark.parametrize(
     ("losses", "stop"),
-    [([], False), ([1.0], False), ([1.0, 2.0], False), ([1.0, 2.0, 1.0], True), ([1.0, 2.0, 0.9], False), ([3.0, 1.0, 2.0, 2.0], True)],
+    [
+        ([], False),
+        ([1.0], False),
+        ([1.0, 2.0], False),
+        ([1.0, 2.0, 1.0], True),
+        ([1.0, 2.0, 0.9], False),
+        ([3.0, 1.0, 2.0, 2.0], True),
+    ],
 )
 def test_stopping_early(losses, stop):
     assert stops(schedule_of(patience=2), losses) is stop
     assert not stops(schedule_of(patience=0), losses)
 
 
-@pytest.mark.parametrize("fields", [{"milestones": [3]}, {"milestones": [3, 2], "factors": [0.1, 0.1]}, {"factors": [0.1]}])
+@pytest.mark.parametrize(
+    "fields", [{"milestones": [3]}, {"milestones": [3, 2], "factors": [0.1, 0.1]}, {"factors": [0.1]}]
+)
 def test_milestones_that_do_not_fit(fields):
     with pytest.raises(SettingsError, match=r"^'schedule': milestones must rise, and"):
         schedule_of(**fields)
@@ -165,6 +176,8 @@ def test_without_an_average_the_weights_are_the_current_ones(run_of):
     ],
 )
 def test_optimizers(fields, kind, nesterov):
-    optimizer = new_state(from_dict({"model": {"stem": 2, "widths": [2]}, "optimizer": fields}), 3, torch.device("cpu")).optimizer
+    optimizer = new_state(
+        from_dict({"model": {"stem": 2, "widths": [2]}, "optimizer": fields}), 3, torch.device("cpu")
+    ).optimizer
     assert type(optimizer) is kind
     assert optimizer.defaults.get("nesterov") is nesterov

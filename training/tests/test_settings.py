@@ -11,7 +11,10 @@ def test_recipes_load_and_come_back_from_yaml(name):
 
 
 def test_any_field_can_be_set():
-    settings = load_recipe("flagship", ["optimizer.lr=3e-4", "model.widths=[8, 16]", "compile=never", "seed=7", "data.train_split=balanced"])
+    settings = load_recipe(
+        "flagship",
+        ["optimizer.lr=3e-4", "model.widths=[8, 16]", "compile=never", "seed=7", "data.train_split=balanced"],
+    )
     assert settings.optimizer.lr == 3e-4
     assert settings.model.widths == (8, 16)
     assert (settings.compile, settings.seed, settings.data.train_split) == ("never", 7, "balanced")

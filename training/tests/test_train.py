@@ -29,8 +29,17 @@ TINY = {
     "compile": "never",
     "precision": "float32",
 }
-NO_REPORT = ["--set=report.scalars=0", "--set=report.figures=0", "--set=data.test_pictures=0", "--set=data.degraded_copies=0"]
-OVERRIDES = [f"--set={section}.{name}={value}" for section in ("data", "model", "schedule") for name, value in TINY[section].items()]
+NO_REPORT = [
+    "--set=report.scalars=0",
+    "--set=report.figures=0",
+    "--set=data.test_pictures=0",
+    "--set=data.degraded_copies=0",
+]
+OVERRIDES = [
+    f"--set={section}.{name}={value}"
+    for section in ("data", "model", "schedule")
+    for name, value in TINY[section].items()
+]
 OVERRIDES.append("--set=compile=never")
 
 
@@ -41,7 +50,9 @@ def tiny_run(emnist_root, tmp_path):
 
 
 def test_one_batch_can_be_learnt_by_heart(tiny_run):
-    settings = from_dict({"model": {"stem": 16, "widths": [16, 32, 32]}, "optimizer": {"name": "adamw", "lr": 5e-3}, "compile": "never"})
+    settings = from_dict(
+        {"model": {"stem": 16, "widths": [16, 32, 32]}, "optimizer": {"name": "adamw", "lr": 5e-3}, "compile": "never"}
+    )
     run = replace(tiny_run, settings=settings)
     state = new_state(settings, 47, torch.device("cpu"))
     torch.manual_seed(0)
@@ -115,7 +126,9 @@ def test_the_command_trains_evaluates_and_exports(finished, emnist_root, monkeyp
     assert len([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]) == 2
     assert f"version {recognizer.version}" in (folder / "README.md").read_text()
     started = (folder / "settings.yaml").stat().st_mtime
-    assert max(path.stat().st_mtime for path in emnist_root.rglob("*")) < started, "nothing is written where the data is"
+    assert max(path.stat().st_mtime for path in emnist_root.rglob("*")) < started, (
+        "nothing is written where the data is"
+    )
 
     monkeypatch.chdir(folder.parents[1])
     assert train_module.main(["--name", "small", "--emnist-root", str(emnist_root)]) == 2
@@ -203,12 +216,16 @@ def test_the_temperature_undoes_overconfidence():
 def test_a_run_can_start_from_another_ones_weights(tiny_run, tmp_path):
     train(tiny_run)
     first = load_checkpoint(tmp_path / "last.pt")
-    tuned = replace(tiny_run.settings, start=str(tmp_path / "last.pt"), optimizer=replace(tiny_run.settings.optimizer, lr=1e-12))
+    tuned = replace(
+        tiny_run.settings, start=str(tmp_path / "last.pt"), optimizer=replace(tiny_run.settings.optimizer, lr=1e-12)
+    )
     run = replace(tiny_run, settings=tuned, folder=tmp_path / "tuned")
     run.folder.mkdir()
     train(run)
     weights = load_checkpoint(run.folder / "last.pt")["weights"]
-    assert all(torch.allclose(weights[name], value, atol=1e-4) for name, value in first["weights"].items() if "weight" in name)
+    assert all(
+        torch.allclose(weights[name], value, atol=1e-4) for name, value in first["weights"].items() if "weight" in name
+    )
 
     other = replace(tuned, model=replace(tuned.model, widths=(8, 16, 24)))
     with pytest.raises(CheckpointError, match="another network"):
@@ -217,7 +234,10 @@ def test_a_run_can_start_from_another_ones_weights(tiny_run, tmp_path):
 
 def test_soft_labels_mix_the_teachers_and_the_label(tiny_run, untrained):
     teacher = untrained(BY_MERGE)
-    settings = replace(tiny_run.settings, distill=replace(tiny_run.settings.distill, teachers=(str(teacher), str(teacher)), weight=0.75))
+    settings = replace(
+        tiny_run.settings,
+        distill=replace(tiny_run.settings.distill, teachers=(str(teacher), str(teacher)), weight=0.75),
+    )
     run = replace(tiny_run, settings=settings)
     soft = run.soft_labels().float()
     labels = run.splits.train.labels

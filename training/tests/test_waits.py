@@ -1,4 +1,6 @@
-"""A step of training never asks the device for a result: on a GPU the program would wait for all that was asked of it before."""
+"""A step of training never asks the device for a result: on a GPU the program would wait for all that was asked of it
+before.
+"""
 
 import pytest
 import torch
@@ -13,8 +15,19 @@ from training.settings import from_dict
 from training.train import train_step
 
 ATEN = torch.ops.aten
-WAITING = {ATEN._local_scalar_dense, ATEN.item, ATEN.nonzero, ATEN.masked_select, ATEN._unique2, ATEN.equal, ATEN.repeat_interleave}
-FROM_PYTHON = {ATEN.lift_fresh, ATEN.lift_fresh_copy}  # a tensor made of Python's values, which are copied to the device
+WAITING = {
+    ATEN._local_scalar_dense,
+    ATEN.item,
+    ATEN.nonzero,
+    ATEN.masked_select,
+    ATEN._unique2,
+    ATEN.equal,
+    ATEN.repeat_interleave,
+}
+FROM_PYTHON = {
+    ATEN.lift_fresh,
+    ATEN.lift_fresh_copy,
+}  # a tensor made of Python's values, which are copied to the device
 
 
 class NoWaiting(TorchDispatchMode):
@@ -69,7 +82,9 @@ def test_the_share_of_images_is_right_on_average(emnist, field, share):
     settings = from_dict({"augment": still | {field: share}}).augment
     torch.manual_seed(0)
     rounds = 600
-    changed = sum(int((augment(images, settings) != images).flatten(1).any(1).sum()) for _ in range(rounds)) / (30 * rounds)
+    changed = sum(int((augment(images, settings) != images).flatten(1).any(1).sum()) for _ in range(rounds)) / (
+        30 * rounds
+    )
     assert changed == pytest.approx(share, abs=0.01 * share**0.5)
 
 

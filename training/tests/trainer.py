@@ -1,7 +1,7 @@
 """One process of a run, for test_distributed: `python trainer.py FOLDER [--resume] [--stop-rank R] [--impatient]`.
 
-Its net has no batch norm, whose statistics are each process's own, and no kinks, at which rounding would make a difference:
-so several processes compute what one alone does.
+Its net has no batch norm, whose statistics are each process's own, and no kinks, at which rounding would make a
+difference: so several processes compute what one alone does.
 """
 
 import argparse
@@ -30,11 +30,21 @@ SETTINGS = {
     "precision": "float32",
 }
 
-IMPATIENT = {"name": "plateau", "plateau_factor": 0.5, "plateau_patience": 0, "patience": 3, "epochs": 60, "warmup": 0, "fade": 0}
+IMPATIENT = {
+    "name": "plateau",
+    "plateau_factor": 0.5,
+    "plateau_patience": 0,
+    "patience": 3,
+    "epochs": 60,
+    "warmup": 0,
+    "fade": 0,
+}
 
 
 def plain(classes, _):
-    return nn.Sequential(nn.Conv2d(1, 8, 5, 2), nn.Tanh(), nn.Conv2d(8, 16, 5, 2), nn.Tanh(), nn.Flatten(), nn.Linear(256, classes))
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, 2), nn.Tanh(), nn.Conv2d(8, 16, 5, 2), nn.Tanh(), nn.Flatten(), nn.Linear(256, classes)
+    )
 
 
 def main():
@@ -46,7 +56,10 @@ def main():
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     models.MODELS["resnet"] = plain
-    device, settings = torch.device("cpu"), from_dict(SETTINGS | ({"schedule": SETTINGS["schedule"] | IMPATIENT} if arguments.impatient else {}))
+    device, settings = (
+        torch.device("cpu"),
+        from_dict(SETTINGS | ({"schedule": SETTINGS["schedule"] | IMPATIENT} if arguments.impatient else {})),
+    )
     step = train.train_step
 
     def step_and_signal(run, state, *rest):
@@ -57,7 +70,9 @@ def main():
     train.train_step = step_and_signal
     with join(device) as group:
         try:
-            train.train(Run(settings, load_splits(settings.data, FIXTURES), arguments.folder, device, group), arguments.resume)
+            train.train(
+                Run(settings, load_splits(settings.data, FIXTURES), arguments.folder, device, group), arguments.resume
+            )
         except train.Interrupted as interruption:
             print(interruption, file=sys.stderr)
 

@@ -17,11 +17,12 @@ from serving.batch.shards import Run
 from serving.batch.tables import Row
 
 PICTURES = 600  # of the fixture `pictures`
-# Statements that run before the program: checkpoints come often, and each file takes 5 ms to read, so that a test can step in.
+# Statements that run before the program: checkpoints come often, and each file takes 5 ms to read, so that a test can
+# step in.
 OFTEN = "serving.batch.shards.CHECKPOINT_S = 0.05"
 SLOWLY = (
-    f"{OFTEN}; import time; read_file = serving.batch.decoding.read_file; "
-    "serving.batch.decoding.read_file = lambda *arguments, **options: time.sleep(0.005) or read_file(*arguments, **options)"
+    f"{OFTEN}; import time; read_file = serving.batch.decoding.read_file; serving.batch.decoding.read_file = lambda"
+    " *arguments, **options: time.sleep(0.005) or read_file(*arguments, **options)"
 )
 
 
@@ -38,7 +39,9 @@ def fill(folder, images, count):
 
 
 def unlistable(folder):
-    """Make sub-folders in `folder` the last of which nobody can list, not even root: its path is too long for the system."""
+    """Make sub-folders in `folder` the last of which nobody can list, not even root: its path is too long for the
+    system.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     for _ in range(22):
         os.mkdir("d" * 200, dir_fd=descriptor)
@@ -53,7 +56,9 @@ def printed(*arguments, expect=DONE):
     with TemporaryFile("w+b") as stream, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", io.TextIOWrapper(stream))
         patch.setattr(sys, "stderr", io.StringIO())
-        patch.setattr(logging.getLogger(), "handlers", [])  # pytest's, beside which the program would set up none of its own
+        patch.setattr(
+            logging.getLogger(), "handlers", []
+        )  # pytest's, beside which the program would set up none of its own
         assert batch.main([*map(str, arguments)]) == expect, sys.stderr.getvalue()
         stream.seek(0)
         return stream.read(), sys.stderr.getvalue()

@@ -33,7 +33,9 @@ def folder(tmp_path_factory, emnist):
     (folder / 'a name, with "quotes".png').write_bytes((folder / "box0" / "000.png").read_bytes())
     (folder / "new\nline.png").write_bytes((folder / "box0" / "000.png").read_bytes())
     (folder / "Ünï.png").write_bytes((folder / "box0" / "000.png").read_bytes())
-    Path(os.fsdecode(os.fsencode(folder) + b"/not-utf-8-\xff.png")).write_bytes((folder / "box0" / "000.png").read_bytes())
+    Path(os.fsdecode(os.fsencode(folder) + b"/not-utf-8-\xff.png")).write_bytes(
+        (folder / "box0" / "000.png").read_bytes()
+    )
     (folder / "notes.txt").write_text("no picture")
     os.mkfifo(folder / "pipe.png")
     (folder / "circle").symlink_to(folder)
@@ -56,7 +58,12 @@ def test_the_contract_of_the_csv(folder, recognizer, tmp_path):
         assert by_name[name][1] == by_name["box0/000.png"][1]
         assert by_name[name][2] == str(ord(by_name[name][1]))
         assert len(by_name[name][3]) == len("0.1234")
-    errors = {"box1/zero.png": "invalid_image", "box1/junk.JPG": "unsupported_format", "pipe.png": "unreadable", "dangling.png": "unreadable"}
+    errors = {
+        "box1/zero.png": "invalid_image",
+        "box1/junk.JPG": "unsupported_format",
+        "pipe.png": "unreadable",
+        "dangling.png": "unreadable",
+    }
     for name, code in errors.items():
         assert by_name[name][1:5] == ["", "", "", "error"]
         assert by_name[name][5].startswith(f"{code}: ")

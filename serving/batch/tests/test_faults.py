@@ -1,4 +1,6 @@
-"""Pictures, volumes, decoders and disks that vanish, hang or are full: a row or one clear line, and what was done is kept."""
+"""Pictures, volumes, decoders and disks that vanish, hang or are full: a row or one clear line, and what was done is
+kept.
+"""
 
 import csv
 import errno
@@ -47,7 +49,9 @@ def test_an_interrupted_run_leaves_the_result_alone_and_can_go_on(long_run, numb
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert re.fullmatch(r"batch: interrupted after [0-9,]+ of 3,000 pictures; the same command goes on from there\n", stderr), stderr
+    assert re.fullmatch(
+        r"batch: interrupted after [0-9,]+ of 3,000 pictures; the same command goes on from there\n", stderr
+    ), stderr
     (folder,) = output.glob("out.csv.run-*")
     assert (output / "out.csv").read_text() == "the old one"
     assert folder.is_dir()
@@ -59,13 +63,17 @@ def test_a_killed_decoder_is_one_clear_line(long_run):
     max(decoders, key=lambda p: p.cpu_times().user).kill()
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert stderr.startswith("batch: a decoding process was killed, perhaps for lack of memory (try --processes 1) after ")
+    assert stderr.startswith(
+        "batch: a decoding process was killed, perhaps for lack of memory (try --processes 1) after "
+    )
     assert stderr.count("\n") == 1
     assert (output / "out.csv").read_text() == "the old one"
 
 
 def test_decoders_that_hang_are_not_waited_for(pictures, call, launch):
-    with launch(["--input", pictures, "--output", call.output], f"{SLOWLY}; serving.batch.decoding.CHUNK_TIMEOUT_S = 3") as hanging:
+    with launch(
+        ["--input", pictures, "--output", call.output], f"{SLOWLY}; serving.batch.decoding.CHUNK_TIMEOUT_S = 3"
+    ) as hanging:
         wait_until(lambda: kept(call.output), hanging)
         decoders = psutil.Process(hanging.pid).children()
         for decoder in decoders:
@@ -81,7 +89,11 @@ def test_decoders_that_hang_are_not_waited_for(pictures, call, launch):
 def test_a_full_disk_behind_standard_output_is_one_clear_line(pictures):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "serving.batch", "--input", pictures], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+            [sys.executable, "-m", "serving.batch", "--input", pictures],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
         )
     assert done.returncode == 1
     assert done.stderr == b"batch: No space left on device\n"
@@ -94,7 +106,9 @@ def test_a_picture_of_500_megapixels_is_a_row(tmp_path):
     lines = zlib.compressobj()
     pixels = b"".join(lines.compress(bytes(1 + 25_000 // 8)) for _ in range(20_000)) + lines.flush()
     head = struct.pack(">IIBBBBB", 25_000, 20_000, 1, 0, 0, 0, 0)
-    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", pixels) + part(b"IEND", b""))
+    (tmp_path / "huge.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", pixels) + part(b"IEND", b"")
+    )
     assert (tmp_path / "huge.png").stat().st_size < 1_000_000
     (row,) = parse(run("--input", tmp_path)[0])
     assert row[4:] == ["error", "image_too_large: too many pixels; at most 64 million are read"]
@@ -129,7 +143,9 @@ def test_a_folder_that_comes_and_goes(pictures, call, launch, tmp_path):
 
 def test_a_folder_that_stays_away(pictures, call, launch, tmp_path):
     expected = undisturbed(pictures)
-    process = launch(["--input", pictures, "--output", call.output], f"{SLOWLY}; serving.batch.decoding.VOLUME_TIMEOUT_S = 1")
+    process = launch(
+        ["--input", pictures, "--output", call.output], f"{SLOWLY}; serving.batch.decoding.VOLUME_TIMEOUT_S = 1"
+    )
     wait_until(lambda: kept(call.output), process)
     pictures.rename(tmp_path / "away")
     _, stderr = process.communicate(timeout=120)
@@ -168,7 +184,10 @@ def test_rows_that_a_failed_sync_may_have_lost_are_not_counted(small, call, monk
     assert call.output.read_bytes() == undisturbed(small)
 
 
-TORCHSCRIPT = "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript:\nRuntimeError: can't allocate memory\n"
+TORCHSCRIPT = (
+    "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript:\nRuntimeError: can't"
+    " allocate memory\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +222,9 @@ def test_closed_streams(tmp_path):
     done = subprocess.run(["bash", "-c", f"{program} >&-"], capture_output=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr == b"batch: standard output is closed; name a file with --output\n"
-    done = subprocess.run(["bash", "-c", f"{program} --output {output} 2>&-"], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["bash", "-c", f"{program} --output {output} 2>&-"], capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 0
     assert len(parse((tmp_path / "out.csv").read_text())) == 13
 
@@ -227,7 +248,9 @@ def test_a_full_disk_and_one_that_turned_read_only(small, tmp_path):
     if probe.returncode:
         pytest.skip("no mount namespaces here")
     (tmp_path / "disk").mkdir()
-    script = DISK.format(python=shlex.quote(sys.executable), pictures=shlex.quote(str(small)), disk=shlex.quote(str(tmp_path / "disk")))
+    script = DISK.format(
+        python=shlex.quote(sys.executable), pictures=shlex.quote(str(small)), disk=shlex.quote(str(tmp_path / "disk"))
+    )
     done = subprocess.run([*unshare, "bash", "-c", script], capture_output=True, timeout=120, check=False)
     stderr = done.stderr.decode()
     assert done.returncode == 0, stderr

@@ -12,8 +12,27 @@ from serving.batch.plan import Listing, UsageError, make_plan, read_listing, rea
 
 
 def test_the_listing_is_in_the_order_of_the_whole_paths(tmp_path):
-    names = ["box.png", "box-1.png", "box!.png", "box0.png", "box/2.png", "box/1/a.png", "box/1.png", "box/1-.png", 'a b,"c".png', "new\nline.png"]
-    names += ["é.png", "\U0001f600.png", "\uffff.png", "z/\U0001f600/1.png", "z/\uff5e/1.PNG", "Z.Jpg", "z/lost+found/1.png"]
+    names = [
+        "box.png",
+        "box-1.png",
+        "box!.png",
+        "box0.png",
+        "box/2.png",
+        "box/1/a.png",
+        "box/1.png",
+        "box/1-.png",
+        'a b,"c".png',
+        "new\nline.png",
+    ]
+    names += [
+        "é.png",
+        "\U0001f600.png",
+        "\uffff.png",
+        "z/\U0001f600/1.png",
+        "z/\uff5e/1.PNG",
+        "Z.Jpg",
+        "z/lost+found/1.png",
+    ]
     for name in [*names, "lost+found/not.png", "notes.txt", "box.png.d/x.png", "real/1.png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -21,7 +40,12 @@ def test_the_listing_is_in_the_order_of_the_whole_paths(tmp_path):
     (tmp_path / "linked.png").symlink_to(tmp_path / "real")
     (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
     (tmp_path / "circle").symlink_to(tmp_path)
-    walked = [f"{parent}/{name}" for parent, _, files in os.walk(tmp_path) for name in files if name.lower().endswith((".png", ".jpg"))]
+    walked = [
+        f"{parent}/{name}"
+        for parent, _, files in os.walk(tmp_path)
+        for name in files
+        if name.lower().endswith((".png", ".jpg"))
+    ]
     expected = sorted(path for path in walked if not path.startswith(f"{tmp_path}/lost+found/"))
     assert len(expected) == len(names) + 4
     assert list(find_pictures(tmp_path)) == expected
@@ -78,7 +102,11 @@ def test_a_damaged_listing_is_refused(tmp_path, damage):
         listing.unlink()
     else:
         listing.write_bytes(
-            {"a byte": content.replace(b"3.png", b"x.png"), "a separator": content.replace(b"\0", b"?", 1), "the end": content[:50]}[damage]
+            {
+                "a byte": content.replace(b"3.png", b"x.png"),
+                "a separator": content.replace(b"\0", b"?", 1),
+                "the end": content[:50],
+            }[damage]
         )
     with pytest.raises(UsageError, match=f"plan is damaged; delete {folder} to begin anew"):
         make_plan(output, "one", 2, {}, [tmp_path / "pictures"])

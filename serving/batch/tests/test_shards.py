@@ -17,7 +17,10 @@ from serving.batch.plan import run_folder
 from serving.batch.tests.batch_runs import OFTEN, SLOWLY, fill, kept, run_of, undisturbed, wait_until
 
 # Not getrusage: that counts the process which started this one, too.
-PEAK = "import atexit, sys; atexit.register(lambda: print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0], file=sys.stderr))"
+PEAK = (
+    "import atexit, sys; atexit.register(lambda: print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0],"
+    " file=sys.stderr))"
+)
 
 
 @pytest.mark.parametrize(("form", "numbers"), [("csv", (1, 4)), ("ascii", (3,))])
@@ -51,7 +54,9 @@ def test_shards_and_twins_at_once(pictures, call, launch):
 
 
 def kill_and_go_on(folder, call, launch, kills, chance, shards=1):
-    """Kill the shards at random, and damage the pictures that are kept before they go on: if one is scored again, its row shows it."""
+    """Kill the shards at random, and damage the pictures that are kept before they go on: if one is scored again, its
+    row shows it.
+    """
     order = list(find_pictures(folder))
     arguments = ["--input", folder, "--output", call.output, "--run", "one", "--shards", shards]
     goals = sorted((chance.uniform(0, 0.8), chance.randrange(shards)) for _ in range(kills))
@@ -91,7 +96,9 @@ def test_four_shards_of_20000_pictures_and_ten_kills(tmp_path, images, call, lau
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_pictures(tmp_path, images, call, launch):
-    """Of the program itself, whose decoders are processes of their own. Nine of ten files are damaged, which is quick."""
+    """Of the program itself, whose decoders are processes of their own. Nine of ten files are damaged, which is
+    quick.
+    """
     damaged = [tmp_path / f"{number}.bin" for number in range(9 * len(images))]
     for path in damaged:
         path.write_bytes(b"junk")

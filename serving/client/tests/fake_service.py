@@ -14,7 +14,13 @@ VERSION = "0123456789ab"
 
 def answer(character="A"):
     others = [{"character": "4", "confidence": 0.25}, {"character": "R", "confidence": 0.125}]
-    return {"character": character, "ascii": ord(character), "confidence": 0.625, "alphabet": "alnum", "alternatives": others}
+    return {
+        "character": character,
+        "ascii": ord(character),
+        "confidence": 0.625,
+        "alphabet": "alnum",
+        "alternatives": others,
+    }
 
 
 def error(code, message="it is so"):
@@ -36,7 +42,9 @@ STALL = "STALL"  # not even the picture is read
 
 
 class Service(ThreadingHTTPServer):
-    """Answers the first requests with `script`, all others with `then`: replies, or functions of the picture that make them."""
+    """Answers the first requests with `script`, all others with `then`: replies, or functions of the picture that make
+    them.
+    """
 
     daemon_threads = True
     request_queue_size = 64

@@ -42,7 +42,12 @@ def refusal(client, picture=b"picture", **options):
 def test_an_answer_of_the_service_is_typed(server, root, recognizer):
     with Client(server.url) as client:
         answer = client.predict((root / "serving" / "samples" / "3_clean.png").read_bytes(), alphabet="vin", top_k=3)
-        assert (answer.character, answer.ascii, answer.alphabet, answer.model_version) == ("3", 51, "vin", recognizer.version)
+        assert (answer.character, answer.ascii, answer.alphabet, answer.model_version) == (
+            "3",
+            51,
+            "vin",
+            recognizer.version,
+        )
         assert len(answer.alternatives) == 2
         assert answer.confidence > 0.9 > answer.alternatives[0].confidence >= answer.alternatives[1].confidence
 
@@ -54,7 +59,11 @@ def test_many_pictures_of_the_service_are_in_order_and_a_bad_one_is_its_own(serv
         results = list(client.predict_many(pictures, alphabet="vin"))
     assert [result.picture for result in results] == pictures
     assert [result.answer.character for result in results[: len(samples)]] == [sample.name[0] for sample in samples]
-    assert [result.error.code for result in results[len(samples) : -1]] == ["unsupported_format", "unreadable", "image_too_large"]
+    assert [result.error.code for result in results[len(samples) : -1]] == [
+        "unsupported_format",
+        "unreadable",
+        "image_too_large",
+    ]
     assert [result.error.refused for result in results[len(samples) : -1]] == [True, False, True]
     assert results[-1].answer == results[0].answer
     assert all((result.answer is None) != (result.error is None) and result.seconds > 0 for result in results)
@@ -67,7 +76,12 @@ def test_what_is_sent_and_what_is_read():
         client.predict(b"")
     (path, headers, body), (bare, _, empty) = service.requests
     assert (path, bare) == ("/predictions/emnist?alphabet=a%26b&top_k=2", "/predictions/emnist")
-    assert (headers["X-API-Key"], headers["Content-Type"], body, empty) == ("secret", "application/octet-stream", b"picture", b"")
+    assert (headers["X-API-Key"], headers["Content-Type"], body, empty) == (
+        "secret",
+        "application/octet-stream",
+        b"picture",
+        b"",
+    )
 
 
 def test_503_is_sent_again_after_what_it_asks_for(clock):
@@ -86,10 +100,16 @@ def test_503_for_ever_ends_before_the_deadline(clock):
     assert len(service.requests) == len(clock.slept) + 1
 
 
-@pytest.mark.parametrize(("asked", "slept"), [("3600", 0), ("9" * 400, 0), ("Wed, 21 Oct 2026 07:28:00 GMT", 4), ("-1", 4), ("nan", 4), ("0", 4)])
+@pytest.mark.parametrize(
+    ("asked", "slept"),
+    [("3600", 0), ("9" * 400, 0), ("Wed, 21 Oct 2026 07:28:00 GMT", 4), ("-1", 4), ("nan", 4), ("0", 4)],
+)
 def test_retry_after_counts_in_seconds_within_the_deadline(clock, asked, slept):
     reply = Reply(503, b"<html>busy", {"Retry-After": asked})
-    with serving(then=reply) as service, Client(service.url, retries=Retries(times=4), sleep=clock.sleep, clock=clock) as client:
+    with (
+        serving(then=reply) as service,
+        Client(service.url, retries=Retries(times=4), sleep=clock.sleep, clock=clock) as client,
+    ):
         assert refusal(client) == ("unexpected", 503)
     assert len(clock.slept) == slept == len(service.requests) - 1
 
@@ -104,7 +124,8 @@ def test_pauses_have_full_jitter_and_a_cap():
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(400, "bad_request"), (429, "busy"), (500, "internal_error"), (502, "internal_error"), (504, "deadline")]
+    ("status", "code"),
+    [(400, "bad_request"), (429, "busy"), (500, "internal_error"), (502, "internal_error"), (504, "deadline")],
 )
 def test_nothing_else_is_sent_again(clock, status, code):
     reply = Reply(status, error(code), {"Retry-After": "1"})
@@ -144,7 +165,10 @@ def test_an_answer_of_another_form_is_no_traceback(body):
 
 def test_a_slow_answer_is_given_up_and_not_sent_again():
     late = Reply(after_s=0.5)
-    with serving(late, OK, late, Reply(headers={"Content-Length": "1000"})) as service, Client(service.url, timeout_s=SHORT) as client:
+    with (
+        serving(late, OK, late, Reply(headers={"Content-Length": "1000"})) as service,
+        Client(service.url, timeout_s=SHORT) as client,
+    ):
         assert refusal(client) == ("timeout", None)
         assert client.predict(b"picture"), "the next one has a connection of its own"
         assert refusal(client) == ("timeout", None), "on a kept connection neither"
@@ -158,7 +182,10 @@ def test_a_new_connection_that_breaks_is_reported(free_port):
         assert client.predict(b"picture")
         assert refusal(client) == ("unreachable", None), "after an answer that closed its connection, too"
     assert len(service.requests) == 3
-    with Client(f"http://127.0.0.1:{free_port}") as client, pytest.raises(ServiceError, match=r"cannot be reached: Connection refused$"):
+    with (
+        Client(f"http://127.0.0.1:{free_port}") as client,
+        pytest.raises(ServiceError, match=r"cannot be reached: Connection refused$"),
+    ):
         client.predict(b"picture")
 
 
@@ -217,10 +244,17 @@ def test_no_more_than_asked_for_are_in_flight():
 def test_results_are_in_order_whoever_is_slow():
     def reply(picture):
         number = int(picture)
-        return Reply(422, error("blank_image")) if number % 5 == 2 else Reply(200, answer(chr(65 + number)), after_s=0.02 * (number % 3))
+        return (
+            Reply(422, error("blank_image"))
+            if number % 5 == 2
+            else Reply(200, answer(chr(65 + number)), after_s=0.02 * (number % 3))
+        )
 
     with serving(then=reply) as service, Client(service.url, concurrency=4) as client:
-        said = [r.answer.character if r.answer else r.error.code for r in client.predict_many(str(number).encode() for number in range(20))]
+        said = [
+            r.answer.character if r.answer else r.error.code
+            for r in client.predict_many(str(number).encode() for number in range(20))
+        ]
     assert said == ["blank_image" if number % 5 == 2 else chr(65 + number) for number in range(20)]
 
 
@@ -263,7 +297,10 @@ def test_closing_ends_a_pause_and_sends_nothing_more():
 
 
 def test_the_key_goes_nowhere_else():
-    with serving() as other, serving(Reply(307, {}, {"Location": other.url}), Reply(401, error("unauthorized"))) as service:
+    with (
+        serving() as other,
+        serving(Reply(307, {}, {"Location": other.url}), Reply(401, error("unauthorized"))) as service,
+    ):
         with Client(service.url, api_key="secret") as client:
             assert refusal(client) == ("unexpected", 307)
             assert refusal(client) == ("unauthorized", 401)
@@ -275,7 +312,17 @@ def test_the_key_goes_nowhere_else():
 
 
 @pytest.mark.parametrize(
-    "url", ["", "127.0.0.1:8080", "ftp://host", "http://", "http://host:port", "http://host:99999", "http://[::1", "http://host?a=b"]
+    "url",
+    [
+        "",
+        "127.0.0.1:8080",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://host:99999",
+        "http://[::1",
+        "http://host?a=b",
+    ],
 )
 def test_what_is_no_url_is_refused(url):
     with pytest.raises(ValueError, match=r".+"):
@@ -289,6 +336,10 @@ def test_what_is_no_picture_file_is_its_own_result(tmp_path):
         wrong = [tmp_path / "pipe.png", tmp_path / "closed", tmp_path / "missing.png", tmp_path / "nul\0.png"]
         results = list(client.predict_many([*wrong, b"picture"]))
     assert [result.error.code for result in results[:-1]] == ["unreadable"] * 4
-    assert [str(result.error) for result in results[:3]] == ["not a regular file", "not a regular file", "No such file or directory"]
+    assert [str(result.error) for result in results[:3]] == [
+        "not a regular file",
+        "not a regular file",
+        "No such file or directory",
+    ]
     assert results[-1].answer
     assert len(service.requests) == 1

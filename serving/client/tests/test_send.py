@@ -119,7 +119,9 @@ def test_an_error_is_a_row_and_an_exit_code(folder, run, reply, expected):
     assert code == expected
     rows = list(csv.DictReader(io.StringIO(output.decode(), newline="")))
     assert [row["status"] for row in rows] == ["ok", "error", "ok"]
-    assert rows[1]["error"].startswith(f"{reply.body['error']['code']}: it is so" if isinstance(reply.body, dict) else "unexpected: status 200")
+    assert rows[1]["error"].startswith(
+        f"{reply.body['error']['code']}: it is so" if isinstance(reply.body, dict) else "unexpected: status 200"
+    )
     assert "2 ok, 0 rejected, 1 error" in log
 
 

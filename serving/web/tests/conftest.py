@@ -58,7 +58,10 @@ def chromium():
 
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if not found:
-        pytest.fail(f"the page is tried in a Chromium, and there is none: install one, or name it in CHROMIUM; looked for {', '.join(BROWSERS)}")
+        pytest.fail(
+            "the page is tried in a Chromium, and there is none: install one, or name it in CHROMIUM; looked for"
+            f" {', '.join(BROWSERS)}"
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=BROWSER_ARGUMENTS)
         yield browser
@@ -67,7 +70,9 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium):
-    """A function that opens an address in a window of its own. In the end no page may have had an error or asked elsewhere."""
+    """A function that opens an address in a window of its own. In the end no page may have had an error or asked
+    elsewhere.
+    """
     faults, contexts = [], []
 
     def visit(url, *, path="/", width=1200, height=800, **options):
@@ -76,10 +81,19 @@ def visit(chromium):
         page = context.new_page()
         page.set_default_timeout(15_000)
         # An answer that is an error is said in the console by the browser itself.
-        page.on("console", lambda m: faults.append(m.text) if m.type == "error" and "Failed to load resource" not in m.text else None)
+        page.on(
+            "console",
+            lambda m: faults.append(m.text) if m.type == "error" and "Failed to load resource" not in m.text else None,
+        )
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith((url, "blob:", "data:")) else faults.append(request.url))
-        page.add_init_script("document.addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.violatedDirective, e.blockedURI))")
+        page.on(
+            "request",
+            lambda request: None if request.url.startswith((url, "blob:", "data:")) else faults.append(request.url),
+        )
+        page.add_init_script(
+            "document.addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.violatedDirective,"
+            " e.blockedURI))"
+        )
         page.goto(url + path)
         return page
 

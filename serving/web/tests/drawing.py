@@ -3,7 +3,10 @@
 import re
 
 # Strokes in units of the pad's side.
-R = [[(0.3, 0.85), (0.3, 0.15), (0.55, 0.15), (0.68, 0.25), (0.66, 0.42), (0.52, 0.5), (0.3, 0.5)], [(0.48, 0.5), (0.72, 0.85)]]
+R = [
+    [(0.3, 0.85), (0.3, 0.15), (0.55, 0.15), (0.68, 0.25), (0.66, 0.42), (0.52, 0.5), (0.3, 0.5)],
+    [(0.48, 0.5), (0.72, 0.85)],
+]
 SHAPES = {
     "R": R,
     "H": [[(0.28, 0.15), (0.28, 0.85)], [(0.72, 0.15), (0.72, 0.85)], [(0.28, 0.5), (0.72, 0.5)]],
@@ -11,7 +14,19 @@ SHAPES = {
     "E": [[(0.7, 0.15), (0.3, 0.15), (0.3, 0.85), (0.7, 0.85)], [(0.3, 0.5), (0.62, 0.5)]],
     "4": [[(0.6, 0.15), (0.25, 0.6), (0.78, 0.6)], [(0.62, 0.3), (0.62, 0.88)]],
     "7": [[(0.25, 0.18), (0.75, 0.18), (0.45, 0.86)]],
-    "3": [[(0.3, 0.22), (0.45, 0.14), (0.64, 0.2), (0.66, 0.36), (0.46, 0.47), (0.66, 0.58), (0.68, 0.76), (0.48, 0.87), (0.28, 0.78)]],
+    "3": [
+        [
+            (0.3, 0.22),
+            (0.45, 0.14),
+            (0.64, 0.2),
+            (0.66, 0.36),
+            (0.46, 0.47),
+            (0.66, 0.58),
+            (0.68, 0.76),
+            (0.48, 0.87),
+            (0.28, 0.78),
+        ]
+    ],
 }
 
 
@@ -38,6 +53,8 @@ def answered(page, character):
 
 def ink(page):
     """How many pixels of the pad are drawn on."""
-    count = """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => { const c = document.getElementById('pad');
-        done(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v > 127).length); })))"""
+    count = """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
+        const c = document.getElementById('pad');
+        const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+        done(pixels.filter((v, i) => i % 4 === 3 && v > 127).length); })))"""
     return page.evaluate(count)

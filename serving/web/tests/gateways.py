@@ -18,7 +18,9 @@ START_TIMEOUT_S = 20
 
 
 class Service:
-    """A model service for what a real one does not do on demand: `reply` is called with each request and returns an answer or raises."""
+    """A model service for what a real one does not do on demand: `reply` is called with each request and returns an
+    answer or raises.
+    """
 
     def __init__(self):
         self.forget()
@@ -29,12 +31,19 @@ class Service:
 
     @staticmethod
     def good(_request):
-        data = {"character": ["R"], "ascii": [82], "confidence": [0.9], "alternatives": ['[{"character":"K","confidence":0.05}]']}
+        data = {
+            "character": ["R"],
+            "ascii": [82],
+            "confidence": [0.9],
+            "alternatives": ['[{"character":"K","confidence":0.05}]'],
+        }
         return Service.outputs(data | {"image": [7] * 784, "error": [""]})
 
     @staticmethod
     def outputs(data):
-        outputs = [{"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values} for name, values in data.items()]
+        outputs = [
+            {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values} for name, values in data.items()
+        ]
         return httpx.Response(200, json={"model_name": "emnist", "model_version": "v7", "outputs": outputs})
 
     @staticmethod

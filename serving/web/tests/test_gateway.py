@@ -45,8 +45,17 @@ def test_a_picture_goes_to_the_service_as_it_came(gateway, service, options):
     assert response.status_code == 200
     header, tensor = asked(service)
     assert header["parameters"] == {"alphabet": "vin", "top_k": 2}
-    assert header["inputs"] == [{"name": "picture", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 11}}]
-    assert [output["name"] for output in header["outputs"]] == ["character", "ascii", "confidence", "alternatives", "image", "error"]
+    assert header["inputs"] == [
+        {"name": "picture", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 11}}
+    ]
+    assert [output["name"] for output in header["outputs"]] == [
+        "character",
+        "ascii",
+        "confidence",
+        "alternatives",
+        "image",
+        "error",
+    ]
     assert tensor == b"\x07\x00\x00\x00picture"
     assert service.requests[0].url.path == "/v2/models/emnist/infer"
 
@@ -55,7 +64,9 @@ def test_pixels_go_to_the_service_as_they_came(gateway, service):
     assert post(gateway, json={"pixels": PIXELS}).status_code == 200
     header, tensor = asked(service)
     assert header["parameters"] == {"alphabet": "alnum", "top_k": 3}
-    assert header["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "parameters": {"binary_data_size": 784}}]
+    assert header["inputs"] == [
+        {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "parameters": {"binary_data_size": 784}}
+    ]
     assert list(tensor) == PIXELS
 
 
@@ -77,7 +88,13 @@ def test_the_answer_is_that_of_the_contract_and_what_the_network_saw(gateway):
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [("invalid_image", 400), ("image_too_large", 413), ("unsupported_format", 415), ("blank_image", 422), ("unheard_of", 502)],
+    [
+        ("invalid_image", 400),
+        ("image_too_large", 413),
+        ("unsupported_format", 415),
+        ("blank_image", 422),
+        ("unheard_of", 502),
+    ],
 )
 def test_what_is_wrong_with_the_picture_has_its_status(gateway, service, code, status):
     service.reply = lambda _: service.failed(code, "these words")
@@ -87,7 +104,11 @@ def test_what_is_wrong_with_the_picture_has_its_status(gateway, service, code, s
 
 
 def refusing(status, body, **headers):
-    return lambda _: httpx.Response(status, json=body, headers=headers) if isinstance(body, dict) else httpx.Response(status, text=body)
+    return lambda _: (
+        httpx.Response(status, json=body, headers=headers)
+        if isinstance(body, dict)
+        else httpx.Response(status, text=body)
+    )
 
 
 def raising(error):
@@ -197,7 +218,10 @@ FORM = {"Content-Type": "multipart/form-data"}
         {"files": {"data": (None, b"x")}},
         {"data": b"--b\r\n", "headers": FORM},
         {"data": b"no such boundary", "headers": {"Content-Type": "multipart/form-data; boundary=b"}},
-        {"data": b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=b"}},
+        {
+            "data": b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n",
+            "headers": {"Content-Type": "multipart/form-data; boundary=b"},
+        },
         {"data": b"--b\r\n\x00:\r\n\r\nx\r\n--b--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=b"}},
     ],
 )
@@ -227,7 +251,9 @@ def test_other_content_types_are_refused(gateway, service, kind):
     ],
 )
 def test_what_the_framework_refuses_has_the_same_form(gateway, method, path, status):
-    connection = http.client.HTTPConnection(gateway.removeprefix("http://"), timeout=TIMEOUT_S)  # it leaves paths as they are
+    connection = http.client.HTTPConnection(
+        gateway.removeprefix("http://"), timeout=TIMEOUT_S
+    )  # it leaves paths as they are
     connection.request(method, path)
     response = connection.getresponse()
     error = json.loads(response.read())["error"]
@@ -240,7 +266,11 @@ def test_probes(start, service):
     url = start(ready_timeout_s=0.5)
     assert requests.get(f"{url}/ready", timeout=TIMEOUT_S).json() == {"status": "ready"}
     assert service.requests[-1].url.path == "/ready"
-    for reply in (refusing(503, {"ready": False}), raising(httpx.ConnectError("refused")), raising(httpx.ReadTimeout("slow"))):
+    for reply in (
+        refusing(503, {"ready": False}),
+        raising(httpx.ConnectError("refused")),
+        raising(httpx.ReadTimeout("slow")),
+    ):
         service.reply = reply
         response = requests.get(f"{url}/ready", timeout=TIMEOUT_S)
         assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
@@ -252,12 +282,18 @@ def test_the_description_is_whole():
     assert description["openapi"] == "3.0.3"
     operation = description["paths"]["/api/predict"]["post"]
     assert set(operation["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "502", "503", "504"}
-    assert set(operation["requestBody"]["content"]) >= {"multipart/form-data", "application/octet-stream", "application/json"}
+    assert set(operation["requestBody"]["content"]) >= {
+        "multipart/form-data",
+        "application/octet-stream",
+        "application/json",
+    }
     assert "security" not in operation
     names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(description)))
     assert names <= set(description["components"]["schemas"])
     assert "HTTPValidationError" not in json.dumps(description)
-    assert not {"$defs", "const", "prefixItems", "examples"} & set(re.findall(r'"(\$?\w+)":', json.dumps(description))), "words of OpenAPI 3.1"
+    assert not {"$defs", "const", "prefixItems", "examples"} & set(
+        re.findall(r'"(\$?\w+)":', json.dumps(description))
+    ), "words of OpenAPI 3.1"
     guarded = create_app(Settings(api_key="k")).openapi()["paths"]["/api/predict"]["post"]
     assert guarded["security"] == [{"APIKeyHeader": []}, {"HTTPBearer": []}]
 

@@ -55,7 +55,9 @@ def logged(caplog, count):
 
 
 def head(length):
-    return f"POST /api/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n".encode()
+    return (
+        f"POST /api/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n".encode()
+    )
 
 
 def chunks(mebibytes):
@@ -86,7 +88,9 @@ def test_the_largest_picture_passes_and_a_larger_one_does_not(gateway, service):
 def test_a_body_that_is_too_large_is_refused_before_it_is_here(gateway, monkeypatch):
     monkeypatch.setattr(uploads, "LINGER_S", 1)
     answer, seconds = talk(gateway, head(17 * MEBIBYTE), *chunks(3), pause_s=0.1)
-    assert answer.startswith(b"HTTP/1.1 413"), "and nothing that is sent meanwhile resets the connection, which loses the answer"
+    assert answer.startswith(b"HTTP/1.1 413"), (
+        "and nothing that is sent meanwhile resets the connection, which loses the answer"
+    )
     assert b"connection: close" in answer.lower()
     assert seconds < 5
 
@@ -100,7 +104,9 @@ def test_a_slow_upload_gets_408_and_its_connection_is_closed(start, service, mon
     assert service.requests == []
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET /live HTTP/1.1\r\nHost: x\r\n\r\nGET /live"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET /live HTTP/1.1\r\nHost: x\r\n\r\nGET /live"]
+)
 def test_slow_headers_end_the_connection(start, sent, monkeypatch):
     monkeypatch.setattr(connections, "HEADERS_TIMEOUT_S", 0.4)
     monkeypatch.setattr(connections, "IDLE_CONNECTION_S", 1)
@@ -165,7 +171,14 @@ def test_nobody_is_there_at_the_address_of_the_service(free_port):
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"X-API-Key": "wrong"}, {"X-API-Key": ""}, {"X-API-Key": "käse".encode()}, {"Authorization": "Basic c2VjcmV0"}]
+    "given",
+    [
+        {},
+        {"X-API-Key": "wrong"},
+        {"X-API-Key": ""},
+        {"X-API-Key": "käse".encode()},
+        {"Authorization": "Basic c2VjcmV0"},
+    ],
 )
 def test_without_the_key_there_is_no_answer(start, service, given):
     response = post(start(api_key="secret"), headers=given)
@@ -188,14 +201,22 @@ def test_with_the_key_there_is(start, service, caplog, given):
 
 def test_other_origins_are_let_in_by_name_alone(gateway, start):
     origin = {"Origin": "https://one.example.org"}
-    preflight = origin | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key,content-type"}
+    preflight = origin | {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "x-api-key,content-type",
+    }
     closed, opened = gateway, start(cors_origins=("https://one.example.org",), api_key="secret")
-    for response in (post(closed, headers=origin), requests.options(f"{closed}/api/predict", headers=preflight, timeout=TIMEOUT_S)):
+    for response in (
+        post(closed, headers=origin),
+        requests.options(f"{closed}/api/predict", headers=preflight, timeout=TIMEOUT_S),
+    ):
         assert "Access-Control-Allow-Origin" not in response.headers
     allowed = requests.options(f"{opened}/api/predict", headers=preflight, timeout=TIMEOUT_S)
     assert allowed.status_code == 200, "a browser sends no key with it"
     assert allowed.headers["Access-Control-Allow-Origin"] == "https://one.example.org"
-    assert post(opened, headers=origin).headers["Access-Control-Allow-Origin"] == "https://one.example.org", "errors are read as well"
+    assert post(opened, headers=origin).headers["Access-Control-Allow-Origin"] == "https://one.example.org", (
+        "errors are read as well"
+    )
     other = post(opened, headers={"Origin": "https://two.example.org", "X-API-Key": "secret"})
     assert "Access-Control-Allow-Origin" not in other.headers
 
@@ -205,8 +226,15 @@ def test_every_answer_has_the_security_headers(start, service):
         raise ArithmeticError
 
     url = start(api_key="secret")
-    answers = [requests.get(url + path, timeout=TIMEOUT_S) for path in ("/", "/static/main.js", "/docs", "/openapi.json", "/live", "/nothing")]
-    answers += [post(url), post(url, headers={"X-API-Key": "secret"}), post(url, data=chunks(17), headers={"X-API-Key": "secret"})]
+    answers = [
+        requests.get(url + path, timeout=TIMEOUT_S)
+        for path in ("/", "/static/main.js", "/docs", "/openapi.json", "/live", "/nothing")
+    ]
+    answers += [
+        post(url),
+        post(url, headers={"X-API-Key": "secret"}),
+        post(url, data=chunks(17), headers={"X-API-Key": "secret"}),
+    ]
     service.reply = broken
     answers.append(post(url, headers={"X-API-Key": "secret"}))
     assert [answer.status_code for answer in answers] == [200] * 5 + [404, 401, 200, 413, 500]
@@ -231,9 +259,14 @@ def test_a_request_keeps_its_names(gateway, service):
 
 
 @pytest.mark.parametrize("name", ["a b", "x" * 129, "", "ä".encode(), 'a"b'])
-@pytest.mark.parametrize("trace", [f"00-{'0' * 32}-b7ad6b7169203331-01", TRACEPARENT.upper(), TRACEPARENT + "-x", f"ff{TRACEPARENT[2:]}", "junk"])
+@pytest.mark.parametrize(
+    "trace",
+    [f"00-{'0' * 32}-b7ad6b7169203331-01", TRACEPARENT.upper(), TRACEPARENT + "-x", f"ff{TRACEPARENT[2:]}", "junk"],
+)
 def test_names_that_are_none_are_replaced(gateway, service, name, trace):
-    given = post(gateway, headers={"X-Request-Id": name, "traceparent": trace, "tracestate": "a=b"}).headers["X-Request-Id"]
+    given = post(gateway, headers={"X-Request-Id": name, "traceparent": trace, "tracestate": "a=b"}).headers[
+        "X-Request-Id"
+    ]
     assert re.fullmatch(r"[0-9a-f]{32}", given)
     assert service.requests[0].headers["X-Request-Id"] == given
     assert "traceparent" not in service.requests[0].headers

@@ -26,7 +26,9 @@ def test_a_drawing_is_read(visit, real, character):
     page = visit(real)
     draw(page, SHAPES[character])
     answered(page, character)
-    assert re.fullmatch(r"(Almost certain|Quite sure|Probably|Not sure|A guess)", page.locator("#sureness").inner_text())
+    assert re.fullmatch(
+        r"(Almost certain|Quite sure|Probably|Not sure|A guess)", page.locator("#sureness").inner_text()
+    )
     ranking = page.locator("#ranking li").all_inner_texts()
     assert len(ranking) == 5
     assert all(re.fullmatch(r"\S\s+(\d+\.\d|< 0\.1)%", " ".join(line.split())) for line in ranking)
@@ -35,7 +37,10 @@ def test_a_drawing_is_read(visit, real, character):
     assert re.fullmatch(r"[0-9a-f]{12}", page.locator("#model").inner_text())
     assert page.locator("#spoken").inner_text().startswith(f"{character}. ")
     assert page.locator("#spoken").get_attribute("aria-live") == "polite"
-    seen = page.evaluate("() => [...document.getElementById('seen').getContext('2d').getImageData(0, 0, 28, 28).data].filter((v, i) => i % 4 === 0)")
+    seen = page.evaluate(
+        "() => [...document.getElementById('seen').getContext('2d').getImageData(0, 0, 28, 28).data].filter((v, i) => i"
+        " % 4 === 0)"
+    )
     assert sum(value > 127 for value in seen) > 30, "what the network saw is a light character ..."
     assert seen[0] == seen[-1] == 0, "... on black"
 
@@ -129,7 +134,9 @@ def test_every_control_is_reached_and_shows_it(visit, real):
     reached = []
     for _ in range(16):
         page.keyboard.press("Tab")
-        name, outline = page.evaluate("() => { const e = document.activeElement; return [e.id || e.tagName, getComputedStyle(e).outlineStyle]; }")
+        name, outline = page.evaluate(
+            "() => { const e = document.activeElement; return [e.id || e.tagName, getComputedStyle(e).outlineStyle]; }"
+        )
         assert outline != "none" or name == "BODY", name
         reached.append(name)
     assert set(reached) >= {"A", "undo", "clear", "predict", "alphabet", "auto", "choose"}
@@ -137,7 +144,22 @@ def test_every_control_is_reached_and_shows_it(visit, real):
 
 def test_the_alphabet_is_what_an_answer_is_chosen_from(visit, real):
     page = visit(real)
-    draw(page, [[(0.5, 0.14), (0.3, 0.3), (0.26, 0.5), (0.32, 0.72), (0.5, 0.86), (0.7, 0.72), (0.74, 0.5), (0.7, 0.3), (0.5, 0.14)]])
+    draw(
+        page,
+        [
+            [
+                (0.5, 0.14),
+                (0.3, 0.3),
+                (0.26, 0.5),
+                (0.32, 0.72),
+                (0.5, 0.86),
+                (0.7, 0.72),
+                (0.74, 0.5),
+                (0.7, 0.3),
+                (0.5, 0.14),
+            ]
+        ],
+    )
     says(page, "#character", "^[0O]$")
     page.select_option("#alphabet", "letters")
     answered(page, "O")
@@ -160,28 +182,37 @@ def test_no_screen_scrolls_sideways(visit, real, width, tmp_path):
     page.set_input_files("#files", [long, tmp_path / "notes.txt", SAMPLES / "K_in_a_corner.png"])
     says(page, "#progress", "^2 read, 1 could")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    over = "all => all.filter((e) => e.getBoundingClientRect().right > innerWidth + 0.5 && !e.closest('.unseen, thead')).map((e) => e.outerHTML)"
+    over = (
+        "all => all.filter((e) => e.getBoundingClientRect().right > innerWidth + 0.5 && !e.closest('.unseen,"
+        " thead')).map((e) => e.outerHTML)"
+    )
     assert page.locator("body *").evaluate_all(over) == []
-    beyond = """cards => cards.flatMap((card) => [...card.querySelectorAll('*')].filter((e) => !e.closest('.unseen, thead, [hidden]')
+    beyond = """cards => cards.flatMap((card) => [...card.querySelectorAll('*')]
+        .filter((e) => !e.closest('.unseen, thead, [hidden]')
         && e.getBoundingClientRect().right > card.getBoundingClientRect().right).map((e) => e.outerHTML))"""
     assert page.locator(".card").evaluate_all(beyond) == []
 
 
-# Text in sight whose contrast with what is behind it is below 4.5 to 1 (WCAG 2.2, 1.4.3); what is for the eye alone is left out.
+# Text in sight whose contrast with what is behind it is below 4.5 to 1 (WCAG 2.2, 1.4.3); what is for the eye alone is
+# left out.
 FAINT = """() => {
     const channels = (text) => text.match(/[\\d.]+/g).map(Number);
     const luminance = (text) => channels(text).slice(0, 3).map((v) => v / 255)
-        .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+        .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
     const opaque = (text) => channels(text).length === 3 || channels(text)[3] === 1;
-    const behind = (e) => (opaque(getComputedStyle(e).backgroundColor) ? getComputedStyle(e).backgroundColor : behind(e.parentElement));
+    const back = (e) => getComputedStyle(e).backgroundColor;
+    const behind = (e) => (opaque(back(e)) ? back(e) : behind(e.parentElement));
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
     let checked = 0;
     for (let node = walker.nextNode(); node; node = walker.nextNode()) {
         const e = node.parentElement;
-        if (!node.data.trim() || !e.checkVisibility() || e.closest('.unseen, script, noscript, option, [aria-hidden=true]')) continue;
+        if (!node.data.trim() || !e.checkVisibility()) continue;
+        if (e.closest('.unseen, script, noscript, option, [aria-hidden=true]')) continue;
         checked += 1;
         const [low, high] = [luminance(getComputedStyle(e).color), luminance(behind(e))].sort((a, b) => a - b);
-        if ((high + 0.05) / (low + 0.05) < 4.5) found.push(`${e.tagName} ${node.data.trim()} ${(high + 0.05) / (low + 0.05)}`);
+        const contrast = (high + 0.05) / (low + 0.05);
+        if (contrast < 4.5) found.push(`${e.tagName} ${node.data.trim()} ${contrast}`);
     }
     return [checked, found];
 }"""

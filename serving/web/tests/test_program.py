@@ -31,13 +31,25 @@ def ports():
 
 def test_serve_starts_the_page_and_stops_it_first(root, mar, program, ports):
     port, web_port = ports
-    command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(port), "--web-port", str(web_port)]
+    command = [
+        sys.executable,
+        "-m",
+        "serving.local",
+        "--mar",
+        str(mar),
+        "--port",
+        str(port),
+        "--web-port",
+        str(web_port),
+    ]
     environment = os.environ | {
         "PYTHONPATH": str(root),
         "API_KEY": "secret",
         "TS_DEFAULT_WORKERS_PER_MODEL": "1",
     }  # one key for the service and the page
-    process = program(command, cwd=root.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = program(
+        command, cwd=root.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline().startswith("curl ")
     url = f"http://127.0.0.1:{web_port}"
     assert "<canvas" in requests.get(url, timeout=TIMEOUT_S).text
@@ -63,7 +75,9 @@ def test_a_taken_port_of_the_page_is_one_line(mar, free_port):
         taken.listen()
         port = taken.getsockname()[1]
         with (
-            pytest.raises(ServerError, match=f"^port {port} is taken; choose another one: make serve WEB_PORT={port + 1}$"),
+            pytest.raises(
+                ServerError, match=f"^port {port} is taken; choose another one: make serve WEB_PORT={port + 1}$"
+            ),
             running(mar, web_port=port),
         ):
             pass
@@ -74,7 +88,14 @@ def test_a_taken_port_of_the_page_is_one_line(mar, free_port):
 def test_make_serves_the_page_on_its_port(root):
     """What the image does is a container test."""
     for given, web_port in ((), "8000"), (("WEB_PORT=9001",), "9001"):
-        done = subprocess.run(["make", "--dry-run", "serve", *given], cwd=root, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+        done = subprocess.run(
+            ["make", "--dry-run", "serve", *given],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+        )
         assert f"-m serving.local --port 8080 --web-port {web_port}\n" in done.stdout
 
 
@@ -91,7 +112,15 @@ def test_make_serves_the_page_on_its_port(root):
 )
 def test_a_setting_that_cannot_be_is_one_line(root, free_port, name, value):
     command = [sys.executable, "-m", "serving.web", "--port", str(free_port)]
-    done = subprocess.run(command, cwd=root, env=os.environ | {name: value}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env=os.environ | {name: value},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
     assert done.returncode == 2
     assert re.fullmatch(rf"web: {name} must (?:not )?be [^\n]*\n", done.stderr)
 
@@ -126,7 +155,9 @@ def test_the_program_answers_what_it_has_and_ends(root, start, service, free_por
     behind = start()
     with launch(root, free_port, UPSTREAM=behind) as process, ThreadPoolExecutor(1) as pool, requests.Session() as idle:
         wait_for(f"http://127.0.0.1:{free_port}")
-        idle.get(f"http://127.0.0.1:{free_port}/live", timeout=TIMEOUT_S)  # its connection stays open, and is not waited for
+        idle.get(
+            f"http://127.0.0.1:{free_port}/live", timeout=TIMEOUT_S
+        )  # its connection stays open, and is not waited for
         ready = pool.submit(requests.get, f"http://127.0.0.1:{free_port}/ready", timeout=TIMEOUT_S)
         assert asked.wait(TIMEOUT_S)
         process.send_signal(number)

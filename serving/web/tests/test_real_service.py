@@ -25,7 +25,9 @@ def png(image):
 def test_the_samples_are_read_as_over_rest(real, server):
     for sample in sorted(SAMPLES.iterdir()):
         body = post(real, "?top_k=3", data=sample.read_bytes()).json()
-        rest = requests.post(f"{server.url}/predictions/emnist", files={"data": sample.read_bytes()}, timeout=TIMEOUT_S).json()
+        rest = requests.post(
+            f"{server.url}/predictions/emnist", files={"data": sample.read_bytes()}, timeout=TIMEOUT_S
+        ).json()
         assert body["character"] == rest["character"] == sample.name[0]
         assert body["confidence"] == pytest.approx(rest["confidence"], abs=1e-5)
         assert [a["character"] for a in body["alternatives"]] == [a["character"] for a in rest["alternatives"]]
