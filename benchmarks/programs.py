@@ -60,16 +60,15 @@ def program(
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while (
-            any(alive(member) for member in family) and time.monotonic() < deadline
-        ):  # the next one shall have the cores to itself
+        # The next one shall have the cores to itself.
+        while any(alive(member) for member in family) and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
 
 def alive(process: psutil.Process) -> bool:
     """Whether a process still runs; one that has ended and that nobody has asked about does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -37,6 +37,19 @@ def move(part: Path, path: Path) -> None:
     sync(path.parent)
 
 
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content becomes the file `path` when the context ends; a reader finds the old file or the new one.
+
+    The folder is made if it is not there. If the context fails, the old file stays. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{unique()}")
+    with written(part) as stream:
+        yield stream
+    move(part, path)
+
+
 def sync(folder: Path) -> None:
     """Bring the names in a folder to the disk."""
     with contextlib.suppress(OSError):  # some filesystems cannot, and need not

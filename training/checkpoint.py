@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from common.files import replaced
 from training.models import make_model
 from training.settings import OptimizerSettings, Settings, from_dict
 
@@ -102,8 +103,8 @@ def _optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Opt
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write atomically: a reader finds the old file or the new one, whole."""
-    torch.save(checkpoint, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    with replaced(path) as stream:
+        torch.save(checkpoint, stream)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

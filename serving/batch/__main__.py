@@ -20,10 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from common.folders import SUFFIXES
 from common.program import DONE, FAILED, INCOMPLETE, NO_PICTURES, WRONG_USE, at_least_one, not_empty, path, probability
 from handlers.alphabets import ALPHABET_NAMES, DEFAULT_ALPHABET, UnknownAlphabet
 from handlers.recognizer import Recognizer
-from serving.batch.decoding import SUFFIXES, cores, decoders
+from serving.batch.decoding import cores, decoders
 from serving.batch.plan import UsageError
 from serving.batch.run import FAULTS, SAMPLES, Settings, Stopped, reason, to_file, to_stdout
 from serving.batch.scoring import Scorer

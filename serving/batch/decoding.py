@@ -24,18 +24,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from common.folders import holds_anything
 from handlers.pictures.decoding import Grey, InvalidImage
 from handlers.pictures.pipeline import read_image
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 CHUNK = 64  # pictures that a decoding process takes at a time, and the network in one pass
 CHUNK_TIMEOUT_S = 600.0  # for a chunk to be decoded; beyond it something is stuck
 VOLUME_TIMEOUT_S = 60.0  # for a folder that went away to come back
 VOLUME_POLL_S = 1.0
 PARENT_CHECK_S = 1.0
-LOST_AND_FOUND = "lost+found/"  # at the root of an ext4 volume, for root alone to list
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
 Result = TypeVar("Result")
@@ -62,65 +61,6 @@ class Chunk(NamedTuple):
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def find_pictures(folder: Path, unlisted: list[str] | None = None) -> Iterator[str]:
-    """Every file below `folder` with a picture's suffix, as `folder` joined with its relative path, in code-point
-    order.
-
-    Memory holds the names of the folders on the way to the current one, not the whole tree. Linked folders are not
-    followed, so a circle of links ends. A sub-folder that cannot be listed is passed over, and noted in `unlisted` with
-    the reason; one that was removed meanwhile is passed over with a line of the log. Raises OSError for `folder`
-    itself.
-    """
-    root = folder.as_posix().rstrip("/") + "/"
-    waiting = [root]  # the next one last; folders end with "/", which also puts "box.png" before "box/1.png"
-    while waiting:
-        path = waiting.pop()
-        if not path.endswith("/"):
-            yield path
-            continue
-        try:
-            names = _entries(path)
-        except (FileNotFoundError, NotADirectoryError):
-            if path == root or not holds_anything(root):
-                raise
-            log.warning("%s was removed while the pictures were listed", path)
-            continue
-        except OSError as error:
-            if path == root or not holds_anything(root):
-                raise
-            if unlisted is not None:
-                unlisted.append(f"{path}: {error.strerror or error}")
-            continue
-        if path == root and LOST_AND_FOUND in names:
-            names.remove(LOST_AND_FOUND)
-        names.sort(reverse=True)
-        waiting += [path + name for name in names]
-
-
-def _entries(folder: str) -> list[str]:
-    """The names of a folder's pictures, and of its folders with "/" behind them."""
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                is_folder = entry.is_dir()
-            except OSError:  # a link to itself
-                is_folder = False
-            if is_folder and not entry.is_symlink():
-                names.append(entry.name + "/")
-            elif not is_folder and entry.name.lower().endswith(SUFFIXES):
-                names.append(entry.name)
-    return names
-
-
-def holds_anything(folder: str) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except OSError:
-        return False
 
 
 def read_file(path: str, folder: str, again: bool = True) -> bytes:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from common.files import sync, unique, written
-from serving.batch.decoding import CHUNK, find_pictures
+from common.folders import find_pictures
+from serving.batch.decoding import CHUNK
 
 PICTURE_COST = 32 * 1024  # bytes that take as long to decode as what a picture costs beside its bytes
 BLOCK = 1024 * 1024  # bytes read at a time

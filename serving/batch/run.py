@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import cv2
 import torch
 
+from common.folders import find_pictures
 from common.program import said
 from handlers.recognizer import ModelError
-from serving.batch.decoding import Stuck, find_pictures
+from serving.batch.decoding import Stuck
 from serving.batch.merge import is_merged, merge, merged, remove_run, unfinished
 from serving.batch.plan import check, make_plan, run_folder
 from serving.batch.scoring import Scorer

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
 
+from common.folders import SUFFIXES, find_pictures
 from common.program import DONE, FAILED, INCOMPLETE, NO_PICTURES, WRONG_USE, at_least_one, not_empty, path, said
 from handlers.alphabets import ALPHABET_NAMES
-from serving.batch.decoding import SUFFIXES, find_pictures
 from serving.batch.tables import Row, answered, csv_bytes, header, progress, summary, utf_8
 from serving.client.answers import Result
 from serving.client.client import CONCURRENCY, CONNECT_TIMEOUT_S, DEFAULT_URL, MAX_PICTURE_BYTES, READ_TIMEOUT_S, Client

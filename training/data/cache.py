@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO
 
 from handlers.pictures import decoding, framing, pipeline, polarity, shapes
 
@@ -15,18 +14,6 @@ PREPROCESSING = (decoding, polarity, shapes, framing, pipeline)  # modules that 
 
 def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "emnist"
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Make the file `path` by `write`, so that whoever finds it finds all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def source_code(modules: Iterable[ModuleType]) -> bytes:

@@ -8,14 +8,12 @@ repeats the others.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
+from common.folders import find_pictures
 from handlers.alphabets import BY_CLASS
-from handlers.pictures.decoding import FORMATS
 from training.data.images import DataError
 
 SD19_TEST = "hsf_4"
@@ -53,7 +51,7 @@ def list_sd19(folder: Path) -> Listing:
     """The pictures of `folder`, a by_class. Where a class has partitions, its train_4a is passed over; pictures beside
     all of them have no part.
     """
-    names = list(pictures_below(folder))
+    names = pictures_below(folder)
     divided = {
         code
         for code, partition in map(class_and_partition, names)
@@ -97,11 +95,13 @@ def list_names(folder: Path) -> Listing:
     not 17.png.
     """
 
-    def label(name: str) -> str:
-        stem = name.rpartition("/")[2].rpartition(".")[0]
-        return stem[:1] if not stem[1:2].isalnum() else ""
+    return list_labelled(folder, label_of_name)
 
-    return list_labelled(folder, label)
+
+def label_of_name(name: str) -> str:
+    """The first character of a file's name if it stands alone: "7" of box/7_x.png and 7.png; "" of 17.png."""
+    stem = name.rpartition("/")[2].rpartition(".")[0]
+    return stem[:1] if stem[:1].isalnum() and not stem[1:2].isalnum() else ""
 
 
 def list_labelled(folder: Path, label_of: Callable[[str], str]) -> Listing:
@@ -118,21 +118,15 @@ def list_labelled(folder: Path, label_of: Callable[[str], str]) -> Listing:
     return Listing(found, refused)
 
 
-def pictures_below(folder: Path) -> Iterator[str]:
-    """Paths below `folder`, in order, of all files with a picture's suffix; hidden files and folders are passed over.
+def pictures_below(folder: Path) -> list[str]:
+    """The paths of all pictures, below `folder`, in order.
 
-    Raises DataError if there is no such folder, OSError for one that cannot be listed.
+    Raises DataError if there is no such folder or one in it cannot be listed, OSError if it cannot be listed itself.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; data.path or EMNIST_ROOT must be the folder that holds the pictures")
-    suffixes = tuple(suffix for suffix, format_ in Image.registered_extensions().items() if format_ in FORMATS)
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(parent).relative_to(folder).as_posix()
-        for name in sorted(names):
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield name if below == "." else f"{below}/{name}"
+    unlisted: list[str] = []
+    found = [os.path.relpath(path, folder) for path in find_pictures(folder, unlisted)]
+    if unlisted:
+        raise DataError(f"a folder cannot be listed: {unlisted[0]}")
+    return found

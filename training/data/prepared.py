@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from common.files import replaced
 from handlers.pictures.decoding import InvalidImage
 from handlers.pictures.pipeline import read_image
-from training.data.cache import PREPROCESSING, cache_folder, source_code, write_whole
+from training.data.cache import PREPROCESSING, cache_folder, source_code
 from training.data.folders import pictures_below
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def decode(folder: Path, names: Sequence[str], size: int, by_write: Path | None 
     writers = [numbers[known[digest]] if digest in known else -1 for digest in digests.tolist()]
     made = Decoded(images, codes, np.array(writers, np.int64))
     if UNREADABLE not in codes:  # that may be better the next time
-        write_whole(path, lambda file: np.savez(file, **made._asdict()))
+        with replaced(path) as stream:
+            np.savez(stream, **made._asdict())
     return made
 
 

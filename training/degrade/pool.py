@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from common.files import replaced
 from handlers.pictures import framing, pipeline
 from handlers.pictures.decoding import InvalidImage
 from training.data import Images
-from training.data.cache import PREPROCESSING, cache_folder, source_code, write_whole
+from training.data.cache import PREPROCESSING, cache_folder, source_code
 from training.degrade import corruptions, severities, strokes, styles
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def degraded(data: Images, copies: int, seed: int) -> torch.Tensor:
     if not path.is_file():
         log.info("making %d x %d degraded copies in %s, once", copies, len(data), path)
         made = _make(data.resized(strokes.UNIT).images.numpy(), copies, seed, size=data.images.shape[-1])
-        write_whole(path, lambda file: np.save(file, made))
+        with replaced(path) as stream:
+            np.save(stream, made)
     return torch.from_numpy(np.load(path))
 
 

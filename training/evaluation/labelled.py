@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from common.folders import SUFFIXES
 from handlers.alphabets import NATIVE_ALPHABET, Fold
-from handlers.pictures.decoding import FORMATS, InvalidImage
+from handlers.pictures.decoding import InvalidImage
 from handlers.pictures.pipeline import read_image
 from handlers.recognizer import Recognizer, read
 from training.data import DataError
+from training.data.folders import label_of_name, pictures_below
 from training.evaluation.metrics import wilson
 
 CHUNK = 256  # pictures that are read at a time
@@ -73,26 +74,10 @@ class FolderScore:
         return "\n".join(lines)
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """All files below `folder` that are named as pictures of a known format, sorted. Raises DataError where there is
-    none.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder")
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    if not found:
-        raise DataError(f"{folder} holds no picture ({', '.join(FORMATS)}, by the end of the name)")
-    return found
-
-
-def label_of(path: Path, folder: Path) -> str:
-    """The label that the names say of a picture in or below `folder`; "" for none."""
-    if path.parent != folder and len(path.parent.name) == 1:
-        return path.parent.name
-    first, rest = path.stem[:1], path.stem[1:2]
-    return first if first.isalnum() and not rest.isalnum() else ""
+def label_of(name: str) -> str:
+    """The label that the path of a picture, relative to the folder that is scored, tells; "" for none."""
+    parent = Path(name).parent.name
+    return parent if len(parent) == 1 else label_of_name(name)
 
 
 def score_folder(recognizer: Recognizer, folder: Path, alphabet: str) -> FolderScore:
@@ -103,8 +88,11 @@ def score_folder(recognizer: Recognizer, folder: Path, alphabet: str) -> FolderS
     fold = recognizer.fold(alphabet)
     score = FolderScore([], [], [])
     labelled = []
-    for path in find_pictures(folder):
-        name, label = path.relative_to(folder).as_posix(), label_of(path, folder)
+    names = pictures_below(folder) if folder.is_dir() else []
+    if not names:
+        raise DataError(f"{folder} is no folder that holds pictures ({', '.join(SUFFIXES)})")
+    for name in names:
+        path, label = folder / name, label_of(name)
         known = label if label in fold.characters or alphabet == NATIVE_ALPHABET else label.upper()
         if label and known in fold.characters:
             labelled.append((path, name, known))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import f1_score, precision_recall_fscore_support, roc_auc_score, roc_curve
 
+from common.files import replaced
 from training.data import DataError
 from training.evaluation.metrics import wilson
 
@@ -41,15 +42,14 @@ class Answers:
 
     def save(self, path: Path) -> None:
         """Write them to `path`, atomically."""
-        unfinished = path.with_suffix(".part.npz")
-        np.savez_compressed(
-            unfinished,
-            probabilities=self.probabilities.astype(np.float32),
-            labels=self.labels.astype(np.int16),
-            classes=np.array(self.classes),
-            fingerprint=np.array(self.fingerprint),
-        )
-        unfinished.replace(path)
+        with replaced(path) as stream:
+            np.savez_compressed(
+                stream,
+                probabilities=self.probabilities.astype(np.float32),
+                labels=self.labels.astype(np.int16),
+                classes=np.array(self.classes),
+                fingerprint=np.array(self.fingerprint),
+            )
 
     @classmethod
     def load(cls, path: Path) -> Answers:

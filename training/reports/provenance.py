@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from common.files import replaced
 from training.data import DataError
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "pillow")  # what a run's figures may depend on
@@ -56,9 +57,9 @@ def record_start(folder: Path, device: str, data: dict[str, Any]) -> None:
         "data": data,
     }
     path = folder / RUN_FILE
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps({"starts": [*starts(folder), start]}, indent=2) + "\n")
-    unfinished.replace(path)
+    entries = {"starts": [*starts(folder), start]}
+    with replaced(path) as stream:
+        stream.write((json.dumps(entries, indent=2) + "\n").encode())
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:

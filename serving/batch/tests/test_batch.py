@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from common.folders import find_pictures
 from serving.batch import __main__ as batch
 from serving.batch import tables
 from serving.batch.__main__ import FAILED, INCOMPLETE, NO_PICTURES, WRONG_USE
-from serving.batch.decoding import find_pictures
 from serving.batch.merge import meta_path
 from serving.batch.tests.batch_runs import parse, run, unlistable
 

@@ -20,9 +20,9 @@ import psutil
 import pytest
 from PIL import Image
 
+from common.folders import find_pictures
 from handlers.recognizer import Recognizer
 from serving.batch import shards
-from serving.batch.decoding import find_pictures
 from serving.batch.tests.batch_runs import OFTEN, PICTURES, SLOWLY, kept, parse, run, undisturbed, wait_until
 
 

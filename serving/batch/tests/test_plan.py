@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.batch.decoding import CHUNK, find_pictures
+from common.folders import find_pictures
+from serving.batch.decoding import CHUNK
 from serving.batch.plan import Listing, UsageError, make_plan, read_listing, read_plan, run_folder, write_listing
 
 

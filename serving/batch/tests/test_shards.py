@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from common.folders import find_pictures
 from serving.batch import run, tables
-from serving.batch.decoding import find_pictures
 from serving.batch.merge import meta_path
 from serving.batch.plan import run_folder
 from serving.batch.tests.batch_runs import OFTEN, SLOWLY, fill, kept, run_of, undisturbed, wait_until
