@@ -10,7 +10,6 @@ NAME        ?= $(RECIPE)
 MINUTES     ?= 20
 MODEL       ?= serving/models/emnist.pt
 PORT        ?= 8080
-WEB_PORT    ?= 8000
 
 # Images and where they run; DEVICE is cpu or gpu.
 VERSION            ?= $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
@@ -47,15 +46,15 @@ TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME MINUTES EMNIST_ROOT MODEL PORT WEB_PORT TEST_PROCESSES"
+	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME MINUTES EMNIST_ROOT MODEL PORT TEST_PROCESSES"
 	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE MANIFESTS KILL_NODE DEVICE TRAIN_DEVICE (cpu or gpu)"
 	@echo "  of load tests: HOST USERS RUN_TIME SHAPE (steady, step, spike)"
 
 demo: $(VENV)/ready ## package the model, serve it, send the samples, score them, compare
 	@$(PY) -m serving.demo --model $(MODEL)
 
-serve: mar ## serve MODEL on PORT, and the drawing page on WEB_PORT, until Ctrl-C
-	@$(PY) -m serving.local --port $(PORT) --web-port $(WEB_PORT)
+serve: mar ## serve MODEL and the drawing page on PORT until Ctrl-C
+	@$(PY) -m serving.local --port $(PORT)
 
 mar: $(VENV)/ready ## package MODEL into build/emnist.mar
 	@$(PY) -m serving.package --model $(MODEL)

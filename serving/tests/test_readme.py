@@ -71,9 +71,9 @@ def test_the_sources_are_those_of_the_settings(readme):
 
 def test_the_table_of_errors_is_the_handlers_and_the_edges(root, readme):
     edge = (root / "serving" / "service" / "haproxy.cfg").read_text()
-    code_of = dict(re.findall(r"""setenv (\w+) '{"error":%\[var\(txn\.open\)\](\w+)%""", edge))
-    sent = {(int(status), code_of[name]) for status, name in re.findall(r'status (\d+) .*lf-string "\${(\w+)}"', edge)}
-    sent |= {(int(status), code) for status, code in re.findall(r'http-error status (\d+) .*"code":"(\w+)"', edge)}
+    code_of = dict(re.findall(r"""setenv (\w+) (?:"\${OPEN}|'{"error":{"code":")(\w+)["$]""", edge))
+    answers = re.findall(r'status (\d+) "\${JSON\[\*\]}" "\${(\w+)}"', edge)
+    sent = {(int(status), code_of[name]) for status, name in answers if name in code_of}
     assert {"unauthorized", "overloaded", "deadline"} <= {code for _, code in sent}
     table = readme[readme.index("| status | code | when |") :].split("\n\n")[0].splitlines()[2:]
     rows = [row.split("|")[1:3] for row in table]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 JSON_LENGTH = "Inference-Header-Content-Length"
-OUTPUTS = ("character", "ascii", "confidence", "alternatives", "image", "error")
+OUTPUTS = ("character", "ascii", "confidence", "alternatives", "image")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the service read in one picture; `error` is its code and message, else None."""
+    """What the service read in one picture."""
 
     character: str
     ascii: int
@@ -20,7 +20,6 @@ class Reading:
     alternatives: list[dict[str, Any]]
     image: list[int]
     model_version: str
-    error: tuple[str, str] | None
 
 
 def encode(content: bytes | list[int], alphabet: str, top_k: int, request_id: str) -> tuple[bytes, int]:
@@ -46,15 +45,13 @@ def decode(body: bytes) -> Reading:
     try:
         answer = json.loads(body)
         data = {output["name"]: output["data"] for output in answer["outputs"]}
-        failed = json.loads(data["error"][0]) if data["error"][0] else None
         return Reading(
             character=str(data["character"][0]),
             ascii=int(data["ascii"][0]),
             confidence=float(data["confidence"][0]),
-            alternatives=json.loads(data["alternatives"][0]) if data["alternatives"][0] else [],
+            alternatives=json.loads(data["alternatives"][0]),
             image=data["image"],
             model_version=str(answer.get("model_version", "")),
-            error=(str(failed["code"]), str(failed["message"])) if failed else None,
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"no answer of the Open Inference Protocol: {error!r}") from error
