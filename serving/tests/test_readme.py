@@ -34,9 +34,9 @@ def test_every_make_target_exists_and_has_a_help_line(root, readme):
 
 def test_every_module_and_path_exists(root, readme):
     modules = set(re.findall(r"python -m ([a-z_.]+)", readme))
-    assert modules >= {"training.train", "training.export", "training.evaluate", "serving.batch.__main__"}
+    assert modules >= {"training.train", "training.export", "training.evaluate", "serving.batch"}
     assert all(importlib.util.find_spec(module) for module in modules)
-    for path in re.findall(r"`((?:handlers|training|serving|requirements|k8s|load_tests)/[\w./]*)`", readme):
+    for path in re.findall(r"`((?:handlers|training|serving|requirements|k8s|overlays|load_tests)/[\w./]*)`", readme):
         assert (root / path).exists(), path
     for folder in FOLDERS:
         for path, heading in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", (root / folder / "README.md").read_text()):
