@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import pytest
 import requests
 import yaml
@@ -22,7 +24,7 @@ from watch import java_of
 
 from serving.local import reserved_ports, running
 from serving.service import pod
-from serving.service.processes import haproxy_command
+from serving.service.processes import haproxy_command, web_command
 
 TIMEOUT_S = 30
 
@@ -412,6 +414,27 @@ def test_many_large_bodies_at_once_do_not_cost_the_service_its_memory(server, re
     assert sum(answer.status_code == 400 for answer in answers) >= 4
     assert {answer.headers["X-Model-Version"] for answer in answers} == {recognizer.version}
     assert server.ready()
+
+
+def test_many_large_pictures_at_once_do_not_cost_the_gateway_its_memory(server, root):
+    """The limit is its container's. The process has been through the other tests, so its peak may be theirs."""
+    manifest = yaml.safe_load((root / "k8s" / "40-deployment.yaml").read_text())
+    (web,) = [c for c in manifest["spec"]["template"]["spec"]["initContainers"] if c["name"] == "web"]
+    limit_mib = int(web["resources"]["limits"]["memory"].removesuffix("Mi"))
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(16 * 1024 * 1024 - 2000)
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(
+            pool.map(
+                lambda _: requests.post(f"{server.url}/api/predict", files={"data": picture}, timeout=60), range(12)
+            )
+        )
+    assert {answer.status_code for answer in answers} <= {400, 503}
+    assert sum(answer.status_code == 400 for answer in answers) >= 4
+    command = web_command(server.admin_socket.parent, server.model)
+    (gateway,) = [child for child in psutil.Process().children() if child.cmdline() == command]
+    status = Path(f"/proc/{gateway.pid}/status").read_text()
+    peak_mib = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+    assert 16 < peak_mib < 0.75 * limit_mib
 
 
 def test_clients_that_send_large_bodies_slowly_take_no_place_from_the_others(tight, samples):

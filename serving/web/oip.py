@@ -22,22 +22,24 @@ class Reading:
     model_version: str
 
 
-def encode(content: bytes | list[int], alphabet: str, top_k: int, request_id: str) -> tuple[bytes, int]:
-    """The body that asks for one picture, and the length of its JSON part; a list is 784 pixels, prepared."""
+def encode(content: bytes | list[int], alphabet: str, top_k: int, request_id: str) -> tuple[bytes, bytes, bytes]:
+    """The body that asks for one picture, in three parts: JSON, what stands before the picture, and the picture.
+
+    A list is 784 pixels, prepared.
+    """
     if isinstance(content, bytes):
-        tensor = len(content).to_bytes(4, "little") + content  # an element of BYTES carries its length
+        length, tensor = len(content).to_bytes(4, "little"), content  # an element of BYTES carries its length
         given: dict[str, Any] = {"name": "picture", "datatype": "BYTES", "shape": [1]}
     else:
-        tensor = bytes(content)
+        length, tensor = b"", bytes(content)
         given = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}
     header = {
         "id": request_id,
         "parameters": {"alphabet": alphabet, "top_k": top_k},
-        "inputs": [given | {"parameters": {"binary_data_size": len(tensor)}}],
+        "inputs": [given | {"parameters": {"binary_data_size": len(length) + len(tensor)}}],
         "outputs": [{"name": name} for name in OUTPUTS],
     }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    return text + tensor, len(text)
+    return json.dumps(header, separators=(",", ":")).encode(), length, tensor
 
 
 def decode(body: bytes) -> Reading:

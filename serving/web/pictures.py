@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
@@ -34,7 +34,7 @@ async def content_of(request: Request) -> bytes | list[int]:
     raise ApiError(415, "unsupported_format", f"'{kind:.60}' is not taken: {HOW_TO_SEND}")
 
 
-async def limited(request: Request, most: int) -> AsyncIterator[bytes]:
+async def limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     """The body, chunk by chunk. Raises ApiError once it is longer than `most` bytes."""
     received = 0
     async for chunk in request.stream():

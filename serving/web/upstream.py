@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 600.0  # a last resort: HAProxy's own limits are far below
 KEPT_FOR_S = 30.0  # below the 60 s for which HAProxy keeps a connection
+PIECE_BYTES = 64 * 1024
 NAMES = ("X-Request-Id", "traceparent", "tracestate")  # of a request; HAProxy has seen that they are well-formed
 
 
@@ -41,12 +42,12 @@ class Upstream:
 
         The request keeps the names that it has in `headers`.
         """
-        body, json_length = oip.encode(content, alphabet, top_k, headers.get("X-Request-Id", ""))
+        body = oip.encode(content, alphabet, top_k, headers.get("X-Request-Id", ""))
         sent = {name: headers[name] for name in NAMES if name in headers}
-        sent |= {"Content-Type": "application/octet-stream", oip.JSON_LENGTH: str(json_length)}
+        sent |= {"Content-Length": str(sum(map(len, body))), oip.JSON_LENGTH: str(len(body[0]))}
         started = time.perf_counter()
         try:
-            response = await self._client.post(self._infer, content=body, headers=sent)
+            response = await self._client.post(self._infer, content=pieces(body), headers=sent)
         except httpx.HTTPError as error:
             log.warning("HAProxy cannot be asked: %r", error)
             raise ApiError(502, "internal_error", "the service broke off; send the request again") from error
@@ -58,6 +59,13 @@ class Upstream:
         except ValueError as error:
             log.error("the model service answered what is not understood: %s", error)
             raise ApiError(502, "internal_error", "the service gave an answer that is not understood") from error
+
+
+async def pieces(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
+    """The parts one after the other, of which the network never holds another copy."""
+    for part in parts:
+        for start in range(0, len(part), PIECE_BYTES):
+            yield part[start : start + PIECE_BYTES]
 
 
 def refusal(response: httpx.Response) -> ApiError:
