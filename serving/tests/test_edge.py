@@ -280,6 +280,7 @@ def test_a_picture_sent_by_the_page_is_one_line_of_the_log_and_keeps_its_names(t
     requests.get(f"{tight.server.url}/after-it", timeout=TIMEOUT_S)
     wait_until(lambda: b"/after-it" in tight.log.read_bytes()[before:])
     (line,) = [line for line in tight.log.read_bytes()[before:].splitlines() if b"order-7.a" in line]
+    assert b"(gateway/" not in tight.log.read_bytes(), "HAProxy's own line for what the gateway asked"
     told = json.loads(line)
     assert (told["path"], told["status"], told["server"], told["traceparent"]) == ("/api/predict", 200, "web", trace)
 
