@@ -10,7 +10,6 @@ NAME        ?= $(RECIPE)
 MINUTES     ?= 20
 MODEL       ?= serving/models/emnist.pt
 PORT        ?= 8080
-WEB_PORT    ?= 8000
 
 # Images and where they run; DEVICE is cpu or gpu.
 VERSION            ?= $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
@@ -18,7 +17,7 @@ IMAGE_PREFIX       ?= docker.io/library/emnist
 DOCKER             ?= docker
 DOCKER_BUILD_FLAGS ?=
 LOAD_IMAGE         ?=
-MANIFESTS          ?= k8s
+OVERLAYS           ?= overlays
 KILL_NODE          ?=
 DEVICE             ?= cpu
 TRAIN_DEVICE       ?= gpu
@@ -47,15 +46,15 @@ TRAIN_ENV  := $(if $(and $(EMNIST_ROOT),$(if $(shell command -v nvidia-smi),,cpu
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME MINUTES EMNIST_ROOT MODEL PORT WEB_PORT TEST_PROCESSES"
-	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE MANIFESTS KILL_NODE DEVICE TRAIN_DEVICE (cpu or gpu)"
+	@echo "  variables: PYTHON TORCH_INDEX (empty: PyPI alone) RECIPE NAME MINUTES EMNIST_ROOT MODEL PORT TEST_PROCESSES"
+	@echo "  of images: VERSION IMAGE_PREFIX DOCKER (docker or podman) DOCKER_BUILD_FLAGS LOAD_IMAGE OVERLAYS KILL_NODE DEVICE TRAIN_DEVICE (cpu or gpu)"
 	@echo "  of load tests: HOST USERS RUN_TIME SHAPE (steady, step, spike)"
 
 demo: $(VENV)/ready ## package the model, serve it, send the samples, score them, compare
 	@$(PY) -m serving.demo --model $(MODEL)
 
-serve: mar ## serve MODEL on PORT, and the drawing page on WEB_PORT, until Ctrl-C
-	@$(PY) -m serving.local --port $(PORT) --web-port $(WEB_PORT)
+serve: mar ## serve MODEL and the drawing page on PORT until Ctrl-C
+	@$(PY) -m serving.local --port $(PORT)
 
 mar: $(VENV)/ready ## package MODEL into build/emnist.mar
 	@$(PY) -m serving.package --model $(MODEL)
@@ -95,10 +94,10 @@ conformance-test: $(VENV)/ready $(TRITON_VENV)/ready ## our Open Inference Proto
 set-version: ## write VERSION (three numbers) into pyproject.toml, manifests, overlays and serving/service/openapi.yaml
 	@printf '%s\n' '$(VERSION)' | grep -Eqx '[0-9]+[.][0-9]+[.][0-9]+' \
 	  || { echo "VERSION must be three numbers, such as 0.2.0, and not '$(VERSION)'" >&2; exit 1; }
-	@find k8s pyproject.toml serving/service/openapi.yaml -type f ! -path '*/tests/*' ! -name '*.md' -exec sed -i.before -E \
+	@find k8s overlays pyproject.toml serving/service/openapi.yaml -type f ! -path '*/tests/*' ! -name '*.md' -exec sed -i.before -E \
 	  -e 's/^(version = ")[0-9.]+"$$/\1$(VERSION)"/' -e 's/^(  version: )[0-9.]+$$/\1$(VERSION)/' \
 	  -e 's/(image: emnist-[a-z]+:|newTag: )[0-9]+[.][0-9]+[.][0-9]+/\1$(VERSION)/' {} +
-	@find k8s serving pyproject.toml.before -name '*.before' -delete
+	@find k8s overlays serving pyproject.toml.before -name '*.before' -delete
 
 images: images-serve images-train ## build emnist-serve, emnist-batch and emnist-train
 
@@ -130,7 +129,7 @@ train-container: images-train ## train RECIPE in the container, on a GPU, into t
 # A ReadWriteOnce volume serves one node at a time, so the model travels by way of this machine, in an image of its own tag.
 PUBLISHED := runs/published/emnist.pt
 publish: $(VENV)/ready ## bring the model of the finished training Job NAME to the service, which rolls without loss; LOAD_IMAGE as above
-	kubectl apply -k $(MANIFESTS)/overlays/train-files
+	kubectl apply -k $(OVERLAYS)/train-files
 	@mkdir -p $(dir $(PUBLISHED))
 	kubectl -n emnist wait --for=condition=Ready pod/emnist-train-files --timeout=5m \
 	  && kubectl -n emnist exec emnist-train-files -- cat /out/$(NAME)/emnist.pt > $(PUBLISHED); \

@@ -1,4 +1,4 @@
-"""What may be a key: clients send it in a header, and service and page ask for it."""
+"""What may be a key: clients send it in a header, and HAProxy asks for it."""
 
 from __future__ import annotations
 

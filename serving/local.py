@@ -1,8 +1,6 @@
-"""The service on this machine: TorchServe behind HAProxy, waited for until its workers are READY, and stopped in order.
+"""The service on this machine: TorchServe and the page's gateway behind HAProxy, waited for and stopped in order.
 
-    python -m serving.local [--mar build/emnist.mar] [--port 8080] [--web-port 8000]
-
-With --web-port, the drawing page and its gateway (serving/web) run beside it.
+    python -m serving.local [--mar build/emnist.mar] [--port 8080]
 
 Java is started directly: the `torchserve` command would leave it behind when it is stopped. HAProxy runs with the very
 configuration that it has in a pod; it carries the query parameters that TorchServe alone would drop.
@@ -57,13 +55,11 @@ LAST_WORDS_S = 1.0  # that a worker's error may come later in the log than Torch
 
 
 class Server:
-    """A running service; made by `running`. Addresses here: `url` for clients, `probes_url` for Prometheus, `web_url`
-    of the page or "".
+    """A running service; made by `running`. Addresses here: `url` for clients and the page, `probes_url` for
+    Prometheus.
     """
 
-    def __init__(
-        self, mar: Path, folder: Path, host: str, port: int | None, web_port: int | None, log: IO[bytes]
-    ) -> None:
+    def __init__(self, mar: Path, folder: Path, host: str, ports: Sequence[int], log: IO[bytes]) -> None:
         version = model_version(mar)
         self.model = mar.stem
         self._folder = folder
@@ -76,10 +72,9 @@ class Server:
         reserved = self._resources.enter_context(reserved_ports(7))
         edge, probes, management, metrics, model_metrics, grpc_inference, grpc_management = reserved
         inference = folder / "torchserve.sock"
-        port = port or edge
+        ports = ports or [edge]
         self.management_address = f"{LOOPBACK}:{management}"
-        self.url = f"http://{LOOPBACK}:{port}"
-        self.web_url = f"http://{LOOPBACK}:{web_port}" if web_port else ""
+        self.url = f"http://{LOOPBACK}:{ports[0]}"
         self.probes_url = f"http://{LOOPBACK}:{probes}"
         self.admin_socket = folder / "haproxy.sock"
         torchserve = {
@@ -95,14 +90,13 @@ class Server:
             "TS_GRPC_MANAGEMENT_PORT": str(grpc_management),
         }
         haproxy = {
-            "EDGE_ADDRESS": f"{host}:{port}",
+            "EDGE_ADDRESS": ",".join(f"{host}:{port}" for port in ports),
             "PROBE_HOST": LOOPBACK,
             "PROBE_PORT": str(probes),
-            "TORCHSERVE_SOCKET": str(inference),
+            "SOCKETS": str(folder),
             "MANAGEMENT_PORT": str(management),
             "MODEL_METRICS_PORT": str(model_metrics),
             "ADMIN_SOCKET": str(self.admin_socket),
-            "EDGE_NAME": folder.name,
             "HARD_STOP": f"{HARD_STOP_S}s",
             "MODEL": self.model,
             "MODEL_VERSION": version,
@@ -110,9 +104,8 @@ class Server:
         edge_command = haproxy_command()  # before anything runs, for it may refuse
         try:
             self._start("java", torchserve_command(mar, folder), torchserve | torchserve_environment(folder))
+            self._start("web", web_command(folder, self.model), {"PYTHONPATH": str(HERE.parent)})
             self._start("haproxy", edge_command, haproxy)
-            if web_port:
-                self._start("web", web_command(host, web_port, self.url, self.model), {"PYTHONPATH": str(HERE.parent)})
         except BaseException:
             self.stop()
             raise
@@ -158,14 +151,13 @@ class Server:
             time.sleep(POLL_S)
 
     def ready(self) -> bool:
-        """Whether all of the model's workers are READY, and the edge, and the gateway if there is one, have seen it.
+        """Whether all of the model's workers are READY, the edge has seen it, and the page is there.
 
         TorchServe is asked as well, for HAProxy takes a server to be up until its first health checks have failed.
         """
         try:
-            urls = [url for url in (self.url, self.web_url) if url]
             return workers_ready(self.management_address, self.model) and all(
-                requests.get(f"{url}/ready", timeout=REQUEST_TIMEOUT_S).ok for url in urls
+                requests.get(self.url + path, timeout=REQUEST_TIMEOUT_S).ok for path in ("/ready", "/")
             )
         except requests.RequestException:
             return False
@@ -181,11 +173,11 @@ class Server:
         return "\n".join(list(self._log_end)[-LOG_LINES_ON_FAILURE:])
 
     def stop(self) -> None:
-        """End the gateway, HAProxy once it has answered what it has, then Java and its workers; what is left after a
+        """End HAProxy once it has answered what it has, the gateway, then Java and its workers; what is left after a
         while is killed.
         """
         for process, number in reversed(
-            list(zip(self._processes, (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM), strict=False))
+            list(zip(self._processes, (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1), strict=False))
         ):
             process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -199,23 +191,18 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(
-    mar: Path, port: int | None = None, host: str = LOOPBACK, log: IO[bytes] | None = None, web_port: int | None = None
-) -> Iterator[Server]:
-    """A service of `mar`, READY, on `port` or a free one of the address `host`; stopped at the end, come what may.
+def running(mar: Path, *ports: int, host: str = LOOPBACK, log: IO[bytes] | None = None) -> Iterator[Server]:
+    """A service of `mar`, READY, on `ports` or a free one of the address `host`; stopped at the end, come what may.
 
-    With `web_port`, the gateway listens there. What the processes print goes to `log`; without it, its end is kept for
-    messages. Raises ServerError.
+    What the processes print goes to `log`; without it, its end is kept for messages. Raises ServerError.
     """
     if not mar.is_file():
         raise ServerError(f"no {mar}; `make mar` packages it")
-    for name, wanted, other in (("PORT", port, None), ("WEB_PORT", web_port, port)):
-        if wanted and (wanted == other or not _is_free(wanted)):
-            raise ServerError(f"port {wanted} is taken; choose another one: make serve {name}={wanted + 1}")
+    for port in ports:
+        if not _is_free(port):
+            raise ServerError(f"port {port} is taken; choose another one: make serve PORT={port + 1}")
     with tempfile.TemporaryDirectory(prefix="emnist-") as folder, contextlib.ExitStack() as stack:
-        server = Server(
-            mar, Path(folder), host, port, web_port, log or stack.enter_context(Path(os.devnull).open("wb"))
-        )
+        server = Server(mar, Path(folder), host, ports, log or stack.enter_context(Path(os.devnull).open("wb")))
         try:
             server.wait_until_ready()
             yield server
@@ -266,8 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m serving.local", description="Serve a .mar on this machine until Ctrl-C."
     )
     parser.add_argument("--mar", type=Path, default=DEFAULT_MAR)
-    parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--web-port", type=int, help="of the drawing page; without it there is no page")
+    parser.add_argument(
+        "--port", type=int, nargs="+", default=[8080], help="one port or several, all the same; default: 8080"
+    )
     parser.add_argument(
         "--host",
         default=LOOPBACK,
@@ -278,12 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sample = shlex.quote("@" + os.path.relpath(sorted(SAMPLES.iterdir())[0]))
     try:
         with interruptible():
-            print(f"starting the service on port {arguments.port} ...", file=sys.stderr)
-            with running(
-                arguments.mar, arguments.port, arguments.host, sys.stderr.buffer, arguments.web_port
-            ) as server:
-                if server.web_url:
-                    print(f"the page: {server.web_url}", file=sys.stderr)
+            print(f"starting the service on port {arguments.port[0]} ...", file=sys.stderr)
+            with running(arguments.mar, *arguments.port, host=arguments.host, log=sys.stderr.buffer) as server:
+                print(f"the page: {server.url}", file=sys.stderr)
                 print("ready; stop with Ctrl-C; in another terminal:", file=sys.stderr)
                 url = f"'{server.url}/predictions/{server.model}?alphabet=alnum&top_k=3'"
                 print(f"curl -H 'Content-Type: image/png' --data-binary {sample} {url}", flush=True)

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,10 +16,13 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import yaml
+
 from serving.local import reserved_ports
 
 K8S = Path(__file__).resolve().parents[1]
 ROOT = K8S.parent
+OVERLAYS = ROOT / "overlays"
 SAMPLES = ROOT / "serving" / "samples"
 DEFAULT_PREFIX = "docker.io/library/emnist"
 DEFAULT_VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -119,11 +123,26 @@ def apply_everything(folder):
 
 
 def copy_of_the_manifests(folder):
-    """k8s/ in `folder`, with the names that the images have."""
+    """k8s/ and overlays/ in `folder`, with the names that the images have."""
     shutil.copytree(K8S, folder / "k8s", ignore=shutil.ignore_patterns("tests"))
-    for file in [folder / "k8s" / "Kustomization", *(folder / "k8s" / "overlays").rglob("kustomization.yaml")]:
+    shutil.copytree(OVERLAYS, folder / "overlays")
+    for file in [folder / "k8s" / "Kustomization", *(folder / "overlays").rglob("kustomization.yaml")]:
         text = file.read_text().replace(f"newTag: {DEFAULT_VERSION}", f"newTag: {VERSION}")
-        file.write_text(text if PREFIX == DEFAULT_PREFIX else text.replace("newName: emnist", f"newName: {PREFIX}"))
+        if PREFIX != DEFAULT_PREFIX:
+            text = text.replace("newName: emnist", f"newName: {PREFIX}")
+            # An overlay that changes a tag alone finds the image by the name that its base has given it.
+            text = re.sub(r"name: emnist(-\w+)( #.*)?\n(?= +newTag)", rf"name: {PREFIX}\1\n", text)
+        file.write_text(text)
+
+
+def apply_overlay(folder, name):
+    """An overlay of `copy_of_the_manifests`."""
+    kubectl("apply", "-k", str(folder / "overlays" / name))
+
+
+def overlay_objects(folder, name):
+    """What an overlay of `copy_of_the_manifests` holds."""
+    return list(yaml.safe_load_all(kubectl("kustomize", str(folder / "overlays" / name)).stdout))
 
 
 def in_cluster(*arguments, timeout=300, pod="stranger"):
@@ -216,7 +235,7 @@ def forwarded():
 @contextlib.contextmanager
 def files(folder: Path):
     """The pod of overlays/files, which holds both claims."""
-    kubectl("apply", "-k", str(folder / "k8s" / "overlays" / "files"))
+    apply_overlay(folder, "files")
     ours("wait", "--for=condition=Ready", "pod/emnist-files", "--timeout=60s")
     try:
         yield

@@ -10,7 +10,7 @@ import tarfile
 import time
 
 import pytest
-from cluster import NAMESPACE, SAMPLES, files, finished, get, kubectl, ours, wait_for
+from cluster import NAMESPACE, SAMPLES, files, finished, get, kubectl, ours, overlay_objects, wait_for
 from PIL import Image
 
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("cluster")]
@@ -80,26 +80,24 @@ def running_pods(run):
     return {pod["labels"]["batch.kubernetes.io/job-completion-index"]: pod["name"] for pod in running}
 
 
-def start(name, template):
-    ours("create", "job", name, f"--from=cronjob/{template}")
+def start(name):
+    ours("create", "job", name, "--from=cronjob/emnist-batch")
     return time.monotonic()
 
 
 def test_a_run_in_shards_whose_pods_are_killed_is_as_one_that_was_left_alone(cluster, report):
-    overlay = cluster.folder / "k8s" / "overlays" / "shards"
-    kubectl(
-        "apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(overlay)).stdout
-    )
     ours("scale", "deployment/emnist", "--replicas=0")
     ours("delete", "hpa", "emnist")
     choice = random.Random(SEED)
     with files(cluster.folder):
         in_files("tar", "-C", "/mnt/test_data", "-xf", "-", stdin=archive())
-        started = start("alone", "emnist-batch")
+        started = start("alone")
         wait_for("the run left alone", lambda: finished("alone"), RUN_TIMEOUT_S)
         alone_s = time.monotonic() - started
-        ours("set", "resources", "cronjob/emnist-batch-shards", f"--limits=cpu={SHARD_CPU}", "--requests=cpu=50m")
-        started = start("killed", "emnist-batch-shards")
+        (template,) = [found for found in overlay_objects(cluster.folder, "shards") if found["kind"] == "CronJob"]
+        kubectl("apply", "-f", "-", stdin=json.dumps(template))
+        ours("set", "resources", "cronjob/emnist-batch", f"--limits=cpu={SHARD_CPU}", "--requests=cpu=50m")
+        started = start("killed")
         # Spread over the shards, for Kubernetes waits twice as long after each kill of the same one.
         goals = {
             str(shard): sorted(choice.uniform(0.1, 0.9) for _ in range(shard, KILLS, SHARDS)) for shard in range(SHARDS)

@@ -16,6 +16,7 @@ from cluster import (
     PREFIX,
     VERSION,
     apply_everything,
+    apply_overlay,
     in_cluster,
     in_pod,
     in_the_background,
@@ -231,14 +232,11 @@ def adapter(tmp_path, cluster):
     )
     shutil.copy(HERE / "metrics_adapter.py", tmp_path)
     manifests = (HERE / "metrics_adapter.yaml").read_text().replace("ADAPTER_IMAGE", f"{PREFIX}-batch:{VERSION}")
-    overlay = str(cluster.folder / "k8s" / "overlays" / "in-flight")
     kubectl("create", "namespace", "monitoring")
     try:
         kubectl("create", "configmap", "adapter", "--namespace=monitoring", f"--from-file={tmp_path}")
         kubectl("apply", "-f", "-", stdin=manifests)
-        kubectl(
-            "apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", overlay).stdout
-        )
+        apply_overlay(cluster.folder, "in-flight")
         asked = f"/apis/custom.metrics.k8s.io/v1beta2/namespaces/{NAMESPACE}/pods/*/emnist_requests_in_flight"
         wait_for(
             "a value for each pod", lambda: kubectl("get", "--raw", asked, check=False).stdout.count("value") >= 2, 60

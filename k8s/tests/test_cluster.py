@@ -18,12 +18,14 @@ from cluster import (
     DEFAULT_PREFIX,
     K8S,
     NAMESPACE,
+    OVERLAYS,
     PREFIX,
     ROOT,
     SAMPLES,
     STRANGERS,
     VERSION,
     apply_everything,
+    apply_overlay,
     files,
     finished,
     forwarded,
@@ -49,7 +51,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 READY_S = 30  # the aim, from apply to Ready
 OUT_S = 10  # from the death of a pod's workers to its leaving of the Service
-EDGE_PORT, PROBE_PORT = 8080, 8090
+EDGE_PORTS, PROBE_PORT = [8000, 8080], 8090
 INNER_PORTS = (8081, 8082, 8083, 7070, 7071)  # TorchServe's own, and its workers'
 
 KILL_WORKERS = """
@@ -222,10 +224,7 @@ def test_a_claim_that_cannot_be_bound_says_so(report):
 
 def test_a_gpu_that_no_node_has_is_said(cluster, report):
     """One pod goes first, for a GPU may be its own; the others serve on. Then the Deployment is as before."""
-    folder = cluster.folder / "k8s" / "overlays" / "gpu"
-    kubectl(
-        "apply", "-f", "-", stdin=kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(folder)).stdout
-    )
+    apply_overlay(cluster.folder, "gpu")
     wait_for("the scheduler's message", lambda: "Insufficient nvidia.com/gpu" in ours("get", "events").stdout, 60)
     seen = f"Insufficient nvidia.com/gpu; {ready_count()} of 2 pods serve on"
     report("the overlay `gpu` where no node has one", seen, "1 serves on")
@@ -234,11 +233,9 @@ def test_a_gpu_that_no_node_has_is_said(cluster, report):
     ours("rollout", "status", "deployment/emnist", "--timeout=120s")
 
 
-@pytest.mark.parametrize("overlay", sorted(path.name for path in (K8S / "overlays").iterdir()))
+@pytest.mark.parametrize("overlay", sorted(path.name for path in OVERLAYS.iterdir()))
 def test_the_overlays_are_accepted(cluster, overlay):
-    rendered = kubectl(
-        "kustomize", "--load-restrictor", "LoadRestrictionsNone", str(cluster.folder / "k8s" / "overlays" / overlay)
-    ).stdout
+    rendered = kubectl("kustomize", str(cluster.folder / "overlays" / overlay)).stdout
     if overlay == "nfs":  # it stands in the place of k8s/, whose claim cannot be changed any more
         rendered = rendered.replace("name: emnist-pictures", "name: emnist-archive").replace(
             "volumeName: emnist-pictures", "volumeName: emnist-archive"
@@ -248,16 +245,16 @@ def test_the_overlays_are_accepted(cluster, overlay):
 
 def test_the_network_policy(report):
     pod, *_ = serve_pods()
-    address, ports = pod["status"]["podIP"], (EDGE_PORT, PROBE_PORT, *INNER_PORTS)
+    address, ports = pod["status"]["podIP"], (*EDGE_PORTS, PROBE_PORT, *INNER_PORTS)
     closed = in_cluster("reach", address, *ports)
     ours("delete", "networkpolicy", "emnist-serve")
     wait_for("the ports without a policy", lambda: in_cluster("reach", address, PROBE_PORT) == [PROBE_PORT], 30)
     without = in_cluster("reach", address, *ports)
     kubectl("apply", "-f", str(K8S / "20-network-policy.yaml"))
     wait_for("the policy again", lambda: in_cluster("reach", address, PROBE_PORT) == [], 30)
-    report("ports that a stranger's pod reaches", f"{closed}; without the policy {without}", f"[{EDGE_PORT}]")
-    assert closed == [EDGE_PORT]
-    assert without == [EDGE_PORT, PROBE_PORT], "TorchServe's own ports are the pod's alone in any case"
+    report("ports that a stranger's pod reaches", f"{closed}; without the policy {without}", f"{EDGE_PORTS}")
+    assert closed == EDGE_PORTS
+    assert without == [*EDGE_PORTS, PROBE_PORT], "TorchServe's own ports are the pod's alone in any case"
     assert in_cluster("load", f"emnist.{NAMESPACE}", 80, "--seconds", 2)["outcomes"].keys() == {"right"}
 
 
@@ -265,14 +262,14 @@ def test_prometheus_alone_reads_the_metrics(cluster, report):
     """The overlay's policy, whose namespace is made the strangers'; what it lets in is a pod with Prometheus's
     label.
     """
-    rendered = kubectl("kustomize", str(cluster.folder / "k8s" / "overlays" / "monitoring")).stdout
+    rendered = kubectl("kustomize", str(cluster.folder / "overlays" / "monitoring")).stdout
     own_namespace = "kubernetes.io/metadata.name: monitoring"
     assert rendered.count(own_namespace) == 1
     kubectl("apply", "-f", "-", stdin=rendered.replace(own_namespace, f"kubernetes.io/metadata.name: {STRANGERS}"))
     start_pod("prometheus")
     wait_for_pod("prometheus")
     pod, *_ = serve_pods()
-    address, ports = pod["status"]["podIP"], (EDGE_PORT, PROBE_PORT, *INNER_PORTS)
+    address, ports = pod["status"]["podIP"], (*EDGE_PORTS, PROBE_PORT, *INNER_PORTS)
     wait_for(
         "the way to the metrics", lambda: in_cluster("reach", address, PROBE_PORT, pod="prometheus") == [PROBE_PORT], 30
     )
@@ -281,7 +278,7 @@ def test_prometheus_alone_reads_the_metrics(cluster, report):
         "with `overlays/monitoring`: ports that Prometheus reaches, and a stranger",
         f"{reached['prometheus']}, {reached['stranger']}",
     )
-    assert reached == {"prometheus": [EDGE_PORT, PROBE_PORT], "stranger": [EDGE_PORT]}
+    assert reached == {"prometheus": [*EDGE_PORTS, PROBE_PORT], "stranger": EDGE_PORTS}
     for path, metric in (("metrics", "haproxy_frontend_http_requests_total"), ("metrics/model", "emnist_workers")):
         script = (
             f"import urllib.request as u; print(u.urlopen('http://{address}:{PROBE_PORT}/{path}',"

@@ -67,7 +67,7 @@ def test_the_service_answers_with_a_read_only_root_and_ends_in_order(serving, ro
     name, url = serving(
         "--read-only", "--tmpfs", "/tmp", "--user", user, "--cap-drop", "ALL", "--security-opt", "no-new-privileges"
     )
-    assert "<canvas" in requests.get("http://127.0.0.1:8000", timeout=START_TIMEOUT_S).text
+    assert "<canvas" in requests.get(url, timeout=START_TIMEOUT_S).text
     with Client(url) as client:
         for sample in sorted((root / "serving" / "samples").iterdir()):
             assert client.predict(sample.read_bytes()).character == sample.name[0]

@@ -14,18 +14,17 @@ import yaml
 
 from common import program
 from serving.local import STOP_TIMEOUT_S
-from serving.service.pod import seconds
-from serving.web.connections import configuration
-from serving.web.settings import Settings, from_environment
+from serving.service.pod import COMMANDS, seconds
+from serving.web.upstream import ANSWER_TIMEOUT_S
 from training.train import INTERRUPTED, WRONG_USE
 
 K8S = Path(__file__).resolve().parents[1]
 FILES = sorted(K8S.glob("*.yaml"))
-OVERLAYS = sorted(path for path in (K8S / "overlays").iterdir() if path.is_dir())
+OVERLAYS = K8S.parent / "overlays"
+ALL_OVERLAYS = sorted(OVERLAYS.iterdir())
 VERSION = tomllib.loads((K8S.parent / "pyproject.toml").read_text())["project"]["version"]
 VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34")
 CLUSTER_SCOPED = {"Namespace", "PersistentVolume"}
-SECRET_PORTS = {8081, 8082, 8083, 7070, 7071}  # TorchServe's own; none leaves the pod
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
@@ -36,7 +35,7 @@ def objects_in(text):
 
 
 def kustomize(folder):
-    command = ["kubectl", "kustomize", "--load-restrictor", "LoadRestrictionsNone", str(folder)]
+    command = ["kubectl", "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return list(objects_in(done.stdout))
@@ -91,18 +90,16 @@ def test_the_base_is_valid(version):
         kubernetes_validate.validate(found, version, strict=True)
 
 
-def test_who_may_ask_dns_may_do_so_on_openshift_too():
-    """Where the Service of the DNS has port 53 and its pods 5353, which is the port that a policy is about."""
-    policies = [found["spec"] for found in BASE if found["kind"] == "NetworkPolicy"]
-    rules = [rule["ports"] for policy in policies for rule in policy.get("egress", ())]
-    pairs = [{(port["port"], port["protocol"]) for port in ports} for ports in rules]
-    asking = [found for found in pairs if {port for port, _ in found} & {53, 5353}]
-    assert len(asking) == 2
-    assert all(ports == {(port, protocol) for port in (53, 5353) for protocol in ("UDP", "TCP")} for ports in asking)
+def test_service_and_batch_call_nobody():
+    policies = {found["metadata"]["name"]: found["spec"] for found in BASE if found["kind"] == "NetworkPolicy"}
+    assert policies.keys() == {"emnist-serve", "emnist-batch"}
+    for policy in policies.values():
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        assert "egress" not in policy
 
 
 @needs_kubectl
-@pytest.mark.parametrize("folder", [K8S, *OVERLAYS], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [K8S, *ALL_OVERLAYS], ids=lambda folder: folder.name)
 def test_what_is_rendered_is_valid_and_hardened(folder):
     objects = kustomize(folder)
     assert objects
@@ -132,11 +129,20 @@ def test_apply_f_and_apply_k_mean_the_same():
 
 
 @needs_kubectl
-def test_the_overlay_that_stands_in_the_place_of_everything_leaves_nothing_out():
+@pytest.mark.parametrize(
+    ("overlay", "added"),
+    [
+        ("gpu", set()),
+        ("in-flight", {("NetworkPolicy", "emnist-metrics"), ("ConfigMap", "emnist-dashboard")}),
+        ("nfs", {("PersistentVolume", "emnist-pictures")}),
+        ("shards", set()),
+    ],
+)
+def test_an_overlay_that_stands_in_the_place_of_everything_leaves_nothing_out(overlay, added):
     def names(objects):
         return {(found["kind"], found["metadata"]["name"]) for found in objects}
 
-    assert names(kustomize(K8S / "overlays" / "nfs")) == names(BASE) | {("PersistentVolume", "emnist-pictures")}
+    assert names(kustomize(OVERLAYS / overlay)) == names(BASE) | added
 
 
 @needs_kubectl
@@ -153,7 +159,7 @@ def test_one_line_changes_the_namespace_or_the_tag(tmp_path):
 
 
 def test_all_tags_are_the_version(root):
-    files = [*FILES, K8S / "Kustomization", *(K8S / "overlays").rglob("*.yaml")]
+    files = [*FILES, K8S / "Kustomization", *OVERLAYS.rglob("*.yaml")]
     tags = {tag for file in files for tag in re.findall(r"(?:image: emnist-\w+:|newTag: )([\w.]+)", file.read_text())}
     assert tags == {VERSION}
     assert yaml.safe_load((root / "serving" / "service" / "openapi.yaml").read_text())["info"]["version"] == VERSION
@@ -164,31 +170,24 @@ def test_the_namespace_enforces_the_restricted_standard():
 
 
 def test_the_autoscaler_owns_the_replicas():
-    assert "replicas" not in one("Deployment", "emnist")["spec"]
+    assert "replicas" not in one("Deployment")["spec"]
     autoscaler = one("HorizontalPodAutoscaler")["spec"]
     assert autoscaler["minReplicas"] >= 2
-    assert autoscaler["scaleTargetRef"]["name"] == one("Deployment", "emnist")["metadata"]["name"]
+    assert autoscaler["scaleTargetRef"]["name"] == one("Deployment")["metadata"]["name"]
 
 
 def test_selectors_find_the_pods():
     policies = {found["metadata"]["name"]: found["spec"] for found in BASE if found["kind"] == "NetworkPolicy"}
-    for name, component in (("emnist", "serve"), ("emnist-web", "web")):
-        deployment = one("Deployment", name)["spec"]
-        services = [
-            found
-            for found in BASE
-            if found["kind"] == "Service" and found["metadata"]["labels"]["app.kubernetes.io/component"] == component
-        ]
-        assert services
-        for selector in (
-            deployment["selector"]["matchLabels"],
-            *(service["spec"]["selector"] for service in services),
-            one("PodDisruptionBudget", name)["spec"]["selector"]["matchLabels"],
-            deployment["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
-            policies[f"emnist-{component}"]["podSelector"]["matchLabels"],
-        ):
-            assert selector == {"app.kubernetes.io/name": "emnist", "app.kubernetes.io/component": component}
-            assert selector.items() <= deployment["template"]["metadata"]["labels"].items()
+    deployment = one("Deployment")["spec"]
+    for selector in (
+        deployment["selector"]["matchLabels"],
+        one("Service")["spec"]["selector"],
+        one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        deployment["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+        policies["emnist-serve"]["podSelector"]["matchLabels"],
+    ):
+        assert selector == {"app.kubernetes.io/name": "emnist", "app.kubernetes.io/component": "serve"}
+        assert selector.items() <= deployment["template"]["metadata"]["labels"].items()
     for kind in ("CronJob", "Job"):
         spec = one(kind)["spec"]
         template = spec["jobTemplate"]["spec"]["template"] if kind == "CronJob" else spec["template"]
@@ -196,17 +195,24 @@ def test_selectors_find_the_pods():
 
 
 def test_a_pod_that_is_stuck_does_not_block_the_drain_of_its_node():
-    budgets = [found["spec"] for found in BASE if found["kind"] == "PodDisruptionBudget"]
-    assert [budget["unhealthyPodEvictionPolicy"] for budget in budgets] == ["AlwaysAllow"] * 2
+    assert one("PodDisruptionBudget")["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def containers():
+    pod = one("Deployment")["spec"]["template"]["spec"]
+    return {container["name"]: container for container in containers_of(pod)}
 
 
 def test_only_the_edge_has_ports(root):
-    containers = {
-        container["name"]: container
-        for container in containers_of(one("Deployment", "emnist")["spec"]["template"]["spec"])
-    }
-    assert "ports" not in containers["torchserve"]
-    assert {port["containerPort"] for port in containers["haproxy"]["ports"]}.isdisjoint(SECRET_PORTS)
+    assert [name for name, container in containers().items() if "ports" in container] == ["haproxy"]
+    opened = {port["name"]: port["containerPort"] for port in containers()["haproxy"]["ports"]}
+    assert opened == {"http": 8080, "http-8000": 8000, "probes": 8090}
+    edge = (root / "serving" / "service" / "haproxy.cfg").read_text()
+    assert 'presetenv EDGE_ADDRESS ":8080,:8000"' in edge
+    service = {port["port"]: port["targetPort"] for port in one("Service")["spec"]["ports"]}
+    assert service == {80: "http", 8000: "http-8000"}
+    (rule,) = one("NetworkPolicy", "emnist-serve")["spec"]["ingress"]
+    assert {port["port"] for port in rule["ports"]} == set(service.values())
     addresses = re.findall(
         r"^\w+_address=http://([\d.]+):", (root / "serving" / "service" / "config.properties").read_text(), re.MULTILINE
     )
@@ -225,48 +231,40 @@ def test_every_setting_of_the_config_maps_is_read_by_something(root):
     assert [
         name for name in maps["emnist-torchserve"] if name.removeprefix("TS_").lower() not in keys | {"java_options"}
     ] == []
-    from_environment(maps["emnist-web"])
-    assert [name for name in maps["emnist-web"] if name.lower() not in vars(Settings())] == []
+    assert maps.keys() == {"emnist-haproxy", "emnist-torchserve"}
 
 
-def test_the_page_calls_the_service_and_nobody_else():
-    (container,) = one("Deployment", "emnist-web")["spec"]["template"]["spec"]["containers"]
-    settings = from_environment({}, upstream=container["command"][container["command"].index("--upstream") + 1])
-    (port,) = [port for port in one("Service", "emnist")["spec"]["ports"] if port["name"] == "http"]
-    assert (settings.upstream, port["port"]) == ("http://emnist", 80)
-    peers, _ = one("NetworkPolicy", "emnist-web")["spec"]["egress"]
-    assert peers["to"] == [{"podSelector": {"matchLabels": one("Service", "emnist")["spec"]["selector"]}}]
+def test_the_page_is_there_before_the_edge_and_does_not_decide_whether_the_pod_is_ready():
+    pod = one("Deployment")["spec"]["template"]["spec"]
+    web, torchserve = pod["initContainers"]
+    assert (web["name"], torchserve["name"]) == ("web", "torchserve")
+    assert web["restartPolicy"] == torchserve["restartPolicy"] == "Always"
+    assert not {"readinessProbe", "startupProbe"} & web.keys()
+    assert [container["name"] for container in pod["containers"]] == ["haproxy"]
+    meet = {"name": "sockets", "mountPath": "/run/emnist"}
+    assert all(meet in container["volumeMounts"] for container in containers().values())
+    for command in (web["command"], web["livenessProbe"]["exec"]["command"]):
+        assert command[:3] == ["python", "-m", "serving.service.pod"]
+        assert command[3] in COMMANDS
 
 
 def test_one_secret_closes_all_that_the_ingress_opens():
-    """The page and what is behind it; without the Secret both are open."""
-
-    def keys(name):
-        containers = containers_of(one("Deployment", name)["spec"]["template"]["spec"])
-        found = [(container["name"], variable) for container in containers for variable in container.get("env", [])]
-        return {container: variable for container, variable in found if variable["name"] == "API_KEY"}
-
-    behind = {name: keys(name) for name in ("emnist", "emnist-web")}
+    """HAProxy asks for the key, and everything is behind it; without the Secret all is open."""
+    found = [(name, variable) for name, container in containers().items() for variable in container.get("env", [])]
+    keys = {name: variable for name, variable in found if variable["name"] == "API_KEY"}
     secret = {"name": "emnist-api", "key": "api-key", "optional": True}
-    variable = {"name": "API_KEY", "valueFrom": {"secretKeyRef": secret}}
-    assert behind == {"emnist": {"haproxy": variable}, "emnist-web": {"web": variable}}
-    (ingress,) = objects_in((K8S / "overlays" / "ingress" / "ingress.yaml").read_text())
-    paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
-    assert {path["backend"]["service"]["name"] for path in paths} == set(behind)
-    assert from_environment({"API_KEY": "secret"}).upstream_api_key == "secret"
+    assert keys == {"haproxy": {"name": "API_KEY", "valueFrom": {"secretKeyRef": secret}}}
+    (ingress,) = objects_in((OVERLAYS / "ingress" / "ingress.yaml").read_text())
+    (path,) = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
+    assert path["backend"]["service"] == {"name": one("Service")["metadata"]["name"], "port": {"name": "http"}}
 
 
 def test_a_pod_outlives_its_draining_and_its_longest_answer():
-    edge, page = one("ConfigMap", "emnist-haproxy")["data"], from_environment(one("ConfigMap", "emnist-web")["data"])
+    edge = one("ConfigMap", "emnist-haproxy")["data"]
     longest_answer_s = seconds(edge["QUEUE_TIMEOUT"]) + seconds(edge["ANSWER_TIMEOUT"])
-    spec = one("Deployment", "emnist")["spec"]["template"]["spec"]
+    spec = one("Deployment")["spec"]["template"]["spec"]
     assert spec["terminationGracePeriodSeconds"] >= float(edge["DRAIN_SECONDS"]) + longest_answer_s + STOP_TIMEOUT_S
-    assert page.answer_timeout_s > longest_answer_s
-    spec = one("Deployment", "emnist-web")["spec"]["template"]["spec"]
-    _, hook_s = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    uvicorn = configuration(None, "127.0.0.1", 0, page.longest_answer_s)
-    assert uvicorn.timeout_graceful_shutdown >= page.body_timeout_s + page.answer_timeout_s
-    assert spec["terminationGracePeriodSeconds"] > int(hook_s) + uvicorn.timeout_graceful_shutdown
+    assert longest_answer_s < ANSWER_TIMEOUT_S, "the gateway waits longer than HAProxy"
 
 
 @needs_kubectl
@@ -275,12 +273,12 @@ def test_an_upgrade_needs_no_gpu_more_than_there_are():
         deployments = {found["metadata"]["name"]: found["spec"] for found in objects if found["kind"] == "Deployment"}
         return deployments["emnist"]["strategy"]["rollingUpdate"]
 
-    assert strategy(kustomize(K8S / "overlays" / "gpu")) == {"maxSurge": 0, "maxUnavailable": 1}
+    assert strategy(kustomize(OVERLAYS / "gpu")) == {"maxSurge": 0, "maxUnavailable": 1}
     assert strategy(BASE) == {"maxSurge": 1, "maxUnavailable": 0}
 
 
 @needs_kubectl
-@pytest.mark.parametrize("folder", [K8S, K8S / "overlays" / "shards"], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [K8S, OVERLAYS / "shards"], ids=lambda folder: folder.name)
 def test_the_shards_of_a_run_are_as_many_as_its_pods(folder):
     (job,) = [found["spec"]["jobTemplate"]["spec"] for found in kustomize(folder) if found["kind"] == "CronJob"]
     variables = {
@@ -319,7 +317,7 @@ def test_the_first_run_is_the_template_of_all_runs():
 @needs_kubectl
 @pytest.mark.parametrize(("overlay", "tag", "gpus"), [("train", VERSION, "1"), ("train-cpu", f"{VERSION}-cpu", None)])
 def test_a_training_job_goes_on_after_an_eviction_and_not_after_a_wrong_setting(overlay, tag, gpus):
-    objects = kustomize(K8S / "overlays" / overlay)
+    objects = kustomize(OVERLAYS / overlay)
     (job,) = [found["spec"] for found in objects if found["kind"] == "Job"]
     (container,) = job["template"]["spec"]["containers"]
     assert container["image"] == f"emnist-train:{tag}"
@@ -336,7 +334,7 @@ def test_a_training_job_goes_on_after_an_eviction_and_not_after_a_wrong_setting(
     } == {container["name"]}
     assert job["podReplacementPolicy"] == "Failed"
     claims = {found["metadata"]["name"] for found in objects if found["kind"] == "PersistentVolumeClaim"}
-    (files,) = [found["spec"] for found in kustomize(K8S / "overlays" / "train-files") if found["kind"] == "Pod"]
+    (files,) = [found["spec"] for found in kustomize(OVERLAYS / "train-files") if found["kind"] == "Pod"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert {
         mount["name"]: mount["mountPath"] for mount in files["containers"][0]["volumeMounts"]

@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 import yaml
-from test_manifests import BASE, K8S, kustomize, needs_kubectl
+from test_manifests import BASE, OVERLAYS, kustomize, needs_kubectl
 
-OVERLAY = K8S / "overlays" / "monitoring"
+OVERLAY = OVERLAYS / "monitoring"
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None,
@@ -68,7 +68,8 @@ def test_prometheus_finds_the_pods_and_their_port():
 @needs_kubectl
 @pytest.mark.parametrize("name", ["monitoring", "in-flight"])
 def test_prometheus_alone_may_read(name):
-    (policy,) = [found for found in kustomize(OVERLAY.parent / name) if found["kind"] == "NetworkPolicy"]
+    policies = [found for found in kustomize(OVERLAY.parent / name) if found["kind"] == "NetworkPolicy"]
+    (policy,) = [found for found in policies if found["metadata"]["name"] == "emnist-metrics"]
     (rule,) = policy["spec"]["ingress"]
     assert [port["port"] for port in rule["ports"]] == ["probes"]
     assert [set(who) for who in rule["from"]] == [{"namespaceSelector", "podSelector"}], (

@@ -9,7 +9,22 @@ import subprocess
 
 import pytest
 import yaml
-from cluster import PREFIX, ROOT, VERSION, finished, get, kubectl, load, ours, rollout, settled, under_load, wait_for
+from cluster import (
+    PREFIX,
+    ROOT,
+    VERSION,
+    apply_overlay,
+    finished,
+    get,
+    kubectl,
+    load,
+    ours,
+    overlay_objects,
+    rollout,
+    settled,
+    under_load,
+    wait_for,
+)
 
 from handlers.recognizer import Recognizer
 
@@ -39,10 +54,7 @@ USERS, RATE = 4, 8  # pictures a second: the images are built meanwhile, perhaps
 
 def training_objects(folder, name, *overrides):
     """overlays/train-cpu with a Job of that name, which asks for little."""
-    overlay = folder / "k8s" / "overlays" / "train-cpu"
-    objects = list(
-        yaml.safe_load_all(kubectl("kustomize", "--load-restrictor", "LoadRestrictionsNone", str(overlay)).stdout)
-    )
+    objects = overlay_objects(folder, "train-cpu")
     (job,) = [found for found in objects if found["kind"] == "Job"]
     job["metadata"]["name"] = name
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -71,7 +83,7 @@ def last_step(pod):
 def data(cluster):
     """The tests' images in the claim emnist-data."""
     apply([found for found in training_objects(cluster.folder, JOB) if found["kind"] != "Job"])
-    kubectl("apply", "-k", str(cluster.folder / "k8s" / "overlays" / "train-files"))
+    apply_overlay(cluster.folder, "train-files")
     ours("wait", "--for=condition=Ready", f"pod/{FILES}", "--timeout=60s")
     ours("cp", str(IMAGES), f"{FILES}:/data")
     ours("delete", "pod", FILES)
@@ -126,7 +138,7 @@ def test_its_model_goes_to_the_service_by_one_command_and_nothing_is_lost(cluste
         f"NAME={JOB}",
         f"IMAGE_PREFIX={PREFIX}",
         f"VERSION={VERSION}",
-        f"MANIFESTS={cluster.folder / 'k8s'}",
+        f"OVERLAYS={cluster.folder / 'overlays'}",
     ]
     with under_load(RATE, USERS) as seen:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)

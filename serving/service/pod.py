@@ -2,12 +2,14 @@
 
     python -m serving.service.pod torchserve    become TorchServe's Java, which gets the container's signals
     python -m serving.service.pod edge          become HAProxy
+    python -m serving.service.pod web           keep the page's gateway running
     python -m serving.service.pod started       exit 0 once all workers are READY: the startup probe
     python -m serving.service.pod alive         exit 0 while at least one worker is READY: TorchServe's liveness probe
+    python -m serving.service.pod answers       exit 0 while the gateway answers: its liveness probe
     python -m serving.service.pod drain         send clients elsewhere, then wait for the last answers: the preStop hook
 
 Settings come from the environment: TS_<KEY> for TorchServe, the names at the top of haproxy.cfg for HAProxy,
-JAVA_OPTIONS, DRAIN_SECONDS, and PEER_SERVICE, a headless Service of this namespace by which the pods find one another.
+JAVA_OPTIONS and DRAIN_SECONDS.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import argparse
 import csv
 import io
 import os
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +35,7 @@ from serving.service.processes import (
     model_version,
     torchserve_command,
     torchserve_environment,
+    web_command,
     worker_statuses,
     workers_ready,
 )
@@ -37,9 +43,9 @@ from serving.service.processes import (
 MANAGEMENT_ADDRESS = "127.0.0.1:8081"
 DEFAULT_ADMIN_SOCKET = "/tmp/haproxy.sock"
 DEFAULT_DRAIN_S = "8"  # for Services to forget the pod, and for clients to have had one more answer
-EDGE_PORT = 8080
-RESOLV_CONF = Path("/etc/resolv.conf")
+DEFAULT_SOCKETS = "/run/emnist"
 SOCKET_TIMEOUT_S = 2
+RESTART_S = 1.0  # from the end of a gateway to the next one
 POLL_S = 0.2
 UNITS_S = {"us": 1e-6, "ms": 1e-3, "": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}  # of HAProxy's times
 
@@ -57,25 +63,39 @@ def edge(mar: Path) -> int:
     drain_seconds()  # a value that is none is refused now, not when the pod ends
     os.environ["MODEL"] = mar.stem
     os.environ["MODEL_VERSION"] = model_version(mar)
-    os.environ["EDGE_NAME"] = socket.gethostname()
-    peers = peers_address(os.environ.get("PEER_SERVICE", ""), RESOLV_CONF)
-    if peers:
-        os.environ["PEERS"] = peers
     command = haproxy_command()
     os.execvp(command[0], command)
 
 
-def peers_address(service: str, resolv_conf: Path) -> str:
-    """The whole name and the port of the headless Service, or "" without one.
+def web(mar: Path) -> int:
+    """Start the gateway, and start it again when it ends by itself, until SIGTERM.
 
-    HAProxy looks names up by itself and knows no search domains; the first one that a pod is given is its namespace's.
+    Kubernetes counts every container of a pod: one that restarts takes the pod out of the Service, and its backoff may
+    keep it out for minutes. A page that is broken must not do that to predictions.
     """
-    domains = [
-        words[1]
-        for words in map(str.split, resolv_conf.read_text().splitlines())
-        if words[:1] == ["search"] and len(words) > 1
-    ]
-    return f"{service}.{domains[0]}:{EDGE_PORT}" if service and domains else ""
+    told_to_end = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told_to_end.set())
+    while not told_to_end.is_set():
+        with subprocess.Popen(web_command(sockets(), mar.stem)) as gateway:
+            while gateway.poll() is None and not told_to_end.wait(POLL_S):
+                pass
+            gateway.terminate()
+        if not told_to_end.is_set():
+            print(f"web: the gateway ended with exit code {gateway.returncode}; starting it again", file=sys.stderr)
+            told_to_end.wait(RESTART_S)
+    return 0
+
+
+def answers(_mar: Path) -> int:
+    with socket.socket(socket.AF_UNIX) as gateway:
+        gateway.settimeout(SOCKET_TIMEOUT_S)
+        gateway.connect(str(sockets() / "web.sock"))
+        gateway.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
+        return 0 if b" 200 " in gateway.recv(65536) else 1
+
+
+def sockets() -> Path:
+    return Path(os.environ.get("SOCKETS", DEFAULT_SOCKETS))
 
 
 def started(mar: Path) -> int:
@@ -135,7 +155,7 @@ def ask(command: str) -> str:
         return b"".join(iter(lambda: admin.recv(65536), b"")).decode()
 
 
-COMMANDS = {function.__name__: function for function in (torchserve, edge, started, alive, drain)}
+COMMANDS = {function.__name__: function for function in (torchserve, edge, web, started, alive, answers, drain)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,7 @@
 """The processes of the service, TorchServe's Java, HAProxy and the gateway: their command lines, and how one asks
 whether the model is up.
 
-`serving/local.py` starts them as children; in a pod `serving/service/pod.py` becomes one of the first two in each
-container.
+`serving/local.py` starts them as children; in a pod `serving/service/pod.py` starts one in each container.
 """
 
 from __future__ import annotations
@@ -72,21 +71,9 @@ def haproxy_command() -> list[str]:
     return [haproxy_binary(), "-db", "-f", str(EDGE_CONFIG)]
 
 
-def web_command(host: str, port: int, upstream: str, model: str) -> list[str]:
-    """The drawing page and its gateway, in front of the service at `upstream`."""
-    return [
-        sys.executable,
-        "-m",
-        "serving.web",
-        "--host",
-        host,
-        "--port",
-        str(port),
-        "--upstream",
-        upstream,
-        "--model",
-        model,
-    ]
+def web_command(sockets: Path, model: str) -> list[str]:
+    """The drawing page and its gateway, which meets HAProxy in the folder `sockets`."""
+    return [sys.executable, "-m", "serving.web", "--sockets", str(sockets), "--model", model]
 
 
 def java() -> str:

@@ -104,7 +104,7 @@ def faults(hostile: Hostile, outcome: Outcome) -> list[str]:
 
 
 def faults_of(hostile: Hostile, status: int, headers: dict[str, str], body: bytes) -> list[str]:
-    html = body.startswith(b"<html>")
+    html = body.startswith((b"<html>", b"<!doctype html>"))  # HAProxy's own, or the page
     if status == 503 and hostile.may_overload:
         return [] if headers.get("retry-after") else ["503 without Retry-After"]
     if status not in hostile.allowed:

@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import pytest
 import requests
 import yaml
@@ -22,7 +24,7 @@ from watch import java_of
 
 from serving.local import reserved_ports, running
 from serving.service import pod
-from serving.service.processes import haproxy_command
+from serving.service.processes import haproxy_command, web_command
 
 TIMEOUT_S = 30
 
@@ -61,7 +63,7 @@ def edge(program, ports, tmp_path, monkeypatch):
         port, probes, management, metrics = ports
         addresses = {"EDGE_ADDRESS": f"127.0.0.1:{port}", "PROBE_HOST": "127.0.0.1", "PROBE_PORT": str(probes)}
         addresses |= {"MANAGEMENT_PORT": str(management), "MODEL_METRICS_PORT": str(metrics)}
-        addresses["TORCHSERVE_SOCKET"] = str(tmp_path / "none")
+        addresses["SOCKETS"] = str(tmp_path)
         monkeypatch.setenv("ADMIN_SOCKET", str(tmp_path / "haproxy.sock"))
         program(haproxy_command(), env=os.environ | addresses | settings)
         wait_until((tmp_path / "haproxy.sock").exists)
@@ -147,13 +149,26 @@ def test_draining_sends_clients_elsewhere_takes_no_more_and_waits_for_the_last_a
         worker.suspend()
         last = pool.submit(send)
         wait_until(lambda: pod.requests_in_flight() == 1)
+        page = half_a_request(server, picture)
         time.sleep(2.5)
         with pytest.raises(ConnectionRefusedError):
             requests_once(server)
         assert not draining.done(), "an answer is still to come"
+        page.sendall(picture[100:])
         worker.resume()
+        assert b"200 OK" in page.recv(65536), "the gateway still finds TorchServe"
+        page.close()
         assert last.result() == (200, right, "close")
         assert draining.result(timeout=3) == 0, "the idle connection is not waited for"
+
+
+def half_a_request(server, picture):
+    """To the page's API, whose gateway asks for an answer once all of the picture is there."""
+    host, port = server.url.removeprefix("http://").split(":")
+    client = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
+    head = f"POST /api/predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n"
+    client.sendall(head.encode() + picture[:100])
+    return client
 
 
 def requests_once(server):
@@ -204,6 +219,87 @@ def test_with_a_key_only_its_holders_are_let_in(edge):
     assert answer.status_code == 401, "a bearer token is named as one"
 
 
+def test_the_page_is_loaded_without_the_key_and_its_api_asks_for_it(edge):
+    """There is no gateway, so that whoever is let in gets 503."""
+    host = f"http://127.0.0.1:{edge(API_KEY='secret')}"
+    for path in ("/", "/docs", "/docs/swagger-ui.css", "/static/main.js", "/openapi.json"):
+        assert requests.get(host + path, timeout=TIMEOUT_S).status_code == 503, path
+        assert requests.post(host + path, data=b"x", timeout=TIMEOUT_S).status_code == 401, path
+    for path in ("/api/predict", "/api/", "/static", "/v2", "/v1/models", "/predictions/emnist", "/elsewhere"):
+        for method in ("GET", "POST"):
+            answer = requests.request(method, host + path, timeout=TIMEOUT_S)
+            assert answer.status_code == 401, (method, path)
+    answer = requests.post(f"{host}/api/predict", data=b"x", headers={"X-API-Key": "secret"}, timeout=TIMEOUT_S)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+
+
+def test_a_page_that_is_down_is_told_on_its_own_paths_and_leaves_the_pod_ready(edge, management):
+    host = f"http://127.0.0.1:{edge(MANAGEMENT_PORT=management(['READY']).rpartition(':')[2])}"
+    wait_until(lambda: requests.get(f"{host}/ready", timeout=TIMEOUT_S).ok)
+    for path in ("/", "/docs", "/api/predict"):
+        answer = requests.get(host + path, timeout=TIMEOUT_S)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+        assert "the page is busy or starting" in answer.json()["error"]["message"]
+        assert answer.headers["Retry-After"] == "1"
+    assert requests.get(f"{host}/ready", timeout=TIMEOUT_S).ok
+
+
+def test_the_edge_listens_on_every_address_that_it_is_given(edge, ports, free_port):
+    edge(EDGE_ADDRESS=f"127.0.0.1:{ports[0]},127.0.0.1:{free_port}")
+    for port in (ports[0], free_port):
+        assert requests.get(f"http://127.0.0.1:{port}/v2/health/live", timeout=TIMEOUT_S).ok
+
+
+def test_every_answer_of_the_page_has_the_security_headers(server):
+    answers = [
+        requests.get(server.url + path, timeout=TIMEOUT_S)
+        for path in ("/", "/static/main.js", "/docs", "/openapi.json", "/static/nothing")
+    ]
+    answers.append(requests.post(f"{server.url}/api/predict", data=b"junk", timeout=TIMEOUT_S))
+    assert [answer.status_code for answer in answers] == [200] * 4 + [404, 415]
+    for answer in answers:
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert "camera=()" in answer.headers["Permissions-Policy"]
+        assert answer.headers["Cache-Control"] == ("no-cache" if answer in answers[:3] else "no-store")
+        assert not {"Server", "Access-Control-Allow-Origin"} & set(answer.headers)
+
+
+def test_a_picture_sent_by_the_page_is_one_line_of_the_log_and_keeps_its_names(tight, samples):
+    before = tight.log.stat().st_size
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    names = {"X-Request-Id": "order-7.a", "traceparent": trace}
+    url = f"{tight.server.url}/api/predict?alphabet=alnum&top_k=2"
+    answer = requests.post(url, files={"data": samples[0].read_bytes()}, headers=names, timeout=TIMEOUT_S)
+    assert (answer.status_code, answer.headers["X-Request-Id"]) == (200, "order-7.a")
+    wait_until(lambda: b"order-7.a" in tight.log.read_bytes()[before:])
+    requests.get(f"{tight.server.url}/after-it", timeout=TIMEOUT_S)
+    wait_until(lambda: b"/after-it" in tight.log.read_bytes()[before:])
+    (line,) = [line for line in tight.log.read_bytes()[before:].splitlines() if b"order-7.a" in line]
+    assert b"(gateway/" not in tight.log.read_bytes(), "HAProxy's own line for what the gateway asked"
+    told = json.loads(line)
+    assert (told["path"], told["status"], told["server"], told["traceparent"]) == ("/api/predict", 200, "web", trace)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "path",
+    ["/static/../app.py", "/static/%2e%2e/app.py", "/docs/..%2fapi/predict", "/static/../api/predict", "//api/predict"],
+)
+def test_no_path_leads_around_the_rules_of_another(server, method, path):
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=TIMEOUT_S)  # paths as they are
+    connection.request(method, path, b"junk" if method == "POST" else None)
+    response = connection.getresponse()
+    code = json.loads(response.read())["error"]["code"]
+    connection.close()
+    assert response.status in {404, 405}
+    assert code == "bad_request"
+
+
 @pytest.mark.parametrize("key", ["", " ", "secret\n"])
 def test_a_key_by_which_nobody_could_get_in_is_refused_at_the_start(mar, root, free_port, key):
     environment = os.environ | {"API_KEY": key}
@@ -217,47 +313,31 @@ def test_a_key_by_which_nobody_could_get_in_is_refused_at_the_start(mar, root, f
 
 
 @pytest.mark.slow
-def test_a_pod_whose_torchserve_dies_loses_nothing_while_another_one_stands_in(mar, server, monkeypatch, root):
-    """Not even what TorchServe had in flight: its workers are stopped first, so that it has."""
-    monkeypatch.setenv("PEERS", server.url.removeprefix("http://"))
-    monkeypatch.setenv("MAX_PEERS", "1")
+def test_a_pod_whose_torchserve_dies_refuses_what_it_had_and_sends_its_clients_elsewhere(mar, monkeypatch, root):
+    """Its workers are stopped first, so that it has something. The edge says so at once, and not after a time limit."""
     samples = sorted((root / "serving" / "samples").iterdir())
-    with running(mar) as broken:
+    with running(mar) as broken, ThreadPoolExecutor(len(samples)) as pool:
 
-        def send(sample, session):
+        def send(sample, path="predictions/emnist"):
             headers = {"Content-Type": "application/octet-stream"}
-            url = f"{broken.url}/predictions/emnist?alphabet=vin"
-            return session.post(url, data=sample.read_bytes(), headers=headers, timeout=TIMEOUT_S)
+            return requests.post(f"{broken.url}/{path}", data=sample.read_bytes(), headers=headers, timeout=TIMEOUT_S)
 
-        sessions = [requests.Session() for _ in samples]
-        for sample, session in zip(samples, sessions, strict=True):
-            assert send(sample, session).ok
         java = java_of(broken)
         workers = java.children(recursive=True)
         for worker in workers:
             worker.suspend()
-        with ThreadPoolExecutor(len(samples)) as pool:
-            answers = [pool.submit(send, sample, session) for sample, session in zip(samples, sessions, strict=True)]
-            time.sleep(1)
-            for process in (*workers, java):
-                process.kill()
-            for sample, answer in zip(samples, answers, strict=True):
-                assert answer.result().json()["character"] == sample.name[0]
-        deadline = time.monotonic() + 5
-        while (later := send(samples[0], sessions[0])).headers.get(
-            "Connection"
-        ) != "close":  # health is asked for every half second
-            assert later.json()["alphabet"] == "vin", "query parameters are handed on"
-            assert time.monotonic() < deadline
-        assert later.json()["alphabet"] == "vin"
+        answers = [pool.submit(send, sample) for sample in samples]
+        time.sleep(1)
+        for process in (*workers, java):
+            process.kill()
+        for answer in (*(answer.result() for answer in answers), send(samples[0]), send(samples[0], "api/predict")):
+            assert answer.status_code == 503
+            assert (answer.json()["error"]["code"], answer.headers["Retry-After"]) == ("overloaded", "1")
+        assert send(samples[0]).headers["Connection"] == "close"
         assert not broken.ready()
+        assert requests.get(broken.url, timeout=TIMEOUT_S).status_code == 200, "the page is there to say so"
         monkeypatch.setattr(pod, "MANAGEMENT_ADDRESS", broken.management_address)
         assert pod.main(["alive", "--mar", str(mar)]) == 1
-        handed_on = {"X-Handed-On": "1", "X-Protocol": "plain"}
-        again = requests.post(
-            f"{broken.url}/emnist/predict", data=samples[0].read_bytes(), headers=handed_on, timeout=TIMEOUT_S
-        )
-        assert again.status_code == 503, "what a peer has handed on is not handed on again"
 
 
 @pytest.mark.parametrize(
@@ -272,21 +352,13 @@ def test_a_pod_lives_while_one_worker_is_ready(management, monkeypatch, statuses
 def test_what_probes_torchserve_asks_torchserve_alone(mar, server, root, free_port, monkeypatch):
     """The manifest's commands, with this service's address: no HAProxy is needed; a TorchServe that is away is dead."""
     deployment = yaml.safe_load((root / "k8s" / "40-deployment.yaml").read_text())["spec"]["template"]["spec"]
-    (torchserve,) = deployment["initContainers"]
+    (torchserve,) = [found for found in deployment["initContainers"] if found["name"] == "torchserve"]
     for probe in ("startupProbe", "livenessProbe"):
         program, option, module, command = torchserve[probe]["exec"]["command"]
         assert (program, option, module) == ("python", "-m", "serving.service.pod")
         for address, code in ((server.management_address, 0), (f"127.0.0.1:{free_port}", 1)):
             monkeypatch.setattr(pod, "MANAGEMENT_ADDRESS", address)
             assert pod.main([command, "--mar", str(mar)]) == code
-
-
-def test_a_pod_is_not_its_own_peer(server):
-    for name, status in (("another", 200), (server.admin_socket.parent.name, 503)):
-        assert (
-            requests.get(f"{server.url}/v2/health/ready", headers={"X-Edge-Name": name}, timeout=TIMEOUT_S).status_code
-            == status
-        )
 
 
 def test_a_worker_that_dies_leaves_the_others_serving(server, root):
@@ -321,16 +393,6 @@ def test_a_worker_that_dies_leaves_the_others_serving(server, root):
     assert set(statuses) <= {200, 502}
 
 
-def test_peers_are_found_by_the_whole_name_of_their_service(tmp_path):
-    (tmp_path / "resolv.conf").write_text(
-        "nameserver 10.96.0.10\nsearch archive.svc.cluster.local svc.cluster.local\noptions ndots:5\n"
-    )
-    assert pod.peers_address("emnist-peers", tmp_path / "resolv.conf") == "emnist-peers.archive.svc.cluster.local:8080"
-    assert pod.peers_address("", tmp_path / "resolv.conf") == ""
-    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\n")
-    assert pod.peers_address("emnist-peers", tmp_path / "resolv.conf") == ""
-
-
 def test_a_pod_without_its_archive_says_so(tmp_path, capsys):
     for command in ("torchserve", "edge"):
         assert pod.main([command, "--mar", str(tmp_path / "emnist.mar")]) == 1
@@ -353,6 +415,27 @@ def test_many_large_bodies_at_once_do_not_cost_the_service_its_memory(server, re
     assert sum(answer.status_code == 400 for answer in answers) >= 4
     assert {answer.headers["X-Model-Version"] for answer in answers} == {recognizer.version}
     assert server.ready()
+
+
+def test_many_large_pictures_at_once_do_not_cost_the_gateway_its_memory(server, root):
+    """The limit is its container's. The process has been through the other tests, so its peak may be theirs."""
+    manifest = yaml.safe_load((root / "k8s" / "40-deployment.yaml").read_text())
+    (web,) = [c for c in manifest["spec"]["template"]["spec"]["initContainers"] if c["name"] == "web"]
+    limit_mib = int(web["resources"]["limits"]["memory"].removesuffix("Mi"))
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(16 * 1024 * 1024 - 2000)
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(
+            pool.map(
+                lambda _: requests.post(f"{server.url}/api/predict", files={"data": picture}, timeout=60), range(12)
+            )
+        )
+    assert {answer.status_code for answer in answers} <= {400, 503}
+    assert sum(answer.status_code == 400 for answer in answers) >= 4
+    command = web_command(server.admin_socket.parent, server.model)
+    (gateway,) = [child for child in psutil.Process().children() if child.cmdline() == command]
+    status = Path(f"/proc/{gateway.pid}/status").read_text()
+    peak_mib = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+    assert 16 < peak_mib < 0.75 * limit_mib
 
 
 def test_clients_that_send_large_bodies_slowly_take_no_place_from_the_others(tight, samples):

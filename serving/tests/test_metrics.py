@@ -166,7 +166,7 @@ def test_without_workers_the_edge_still_tells_its_own(tmp_path, ports):
     edge, probes, nobody = ports
     environment = {"EDGE_ADDRESS": f"{LOOPBACK}:{edge}", "PROBE_HOST": LOOPBACK, "PROBE_PORT": str(probes)}
     environment |= {"MODEL_METRICS_PORT": str(nobody), "MANAGEMENT_PORT": str(nobody)}
-    environment |= {"TORCHSERVE_SOCKET": str(tmp_path / "none"), "ADMIN_SOCKET": str(tmp_path / "admin")}
+    environment |= {"SOCKETS": str(tmp_path), "ADMIN_SOCKET": str(tmp_path / "admin")}
     haproxy = subprocess.Popen(haproxy_command(), env=environment, stderr=subprocess.DEVNULL)
     try:
         with requests.Session() as session:

@@ -23,7 +23,7 @@ from handlers.alphabets import ALPHABET_NAMES
 from handlers.protocols.messages import STATUS
 
 FILE = Path(__file__).resolve().parents[1] / "service" / "openapi.yaml"
-SAMPLE = FILE.parent / "samples" / "3_clean.png"
+SAMPLE = FILE.parents[1] / "samples" / "3_clean.png"
 SPECIFICATION = yaml.safe_load(FILE.read_text())
 TIMEOUT_S = 60
 CHECKS = [

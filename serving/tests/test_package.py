@@ -81,14 +81,17 @@ def test_the_archive_works_in_a_clean_process(mar, tmp_path, emnist, recognizer)
 
 
 def needed_by(module, root, found=frozenset()):
-    """The files that a module of handlers/ imports, directly or not, and itself."""
-    path = f"handlers/{module}.py"
+    """The files of handlers/ that a module imports, directly or not, and its own; `module` may be a package, or a name
+    in a module.
+    """
+    path = module.replace(".", "/")
+    path = f"{path}/__init__.py" if (root / path).is_dir() else f"{path}.py"
     if path in found or not (root / path).is_file():
         return found
-    found |= {path}
+    found = needed_by(module.rpartition(".")[0], root, found | {path})
     for node in ast.walk(ast.parse((root / path).read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "handlers":
-            for name in [node.module.partition(".")[2]] if "." in node.module else [alias.name for alias in node.names]:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "handlers":
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
                 found = needed_by(name, root, found)
     return found
 
@@ -97,7 +100,7 @@ def test_the_archive_holds_what_the_handler_imports_and_no_more(mar, recognizer,
     with zipfile.ZipFile(mar) as archive:
         names = set(archive.namelist())
         manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
-    modules = needed_by("emnist_handler", root) - {"handlers/emnist_handler.py"} | {"handlers/__init__.py"}
+    modules = needed_by("handlers.emnist_handler", root) - {"handlers/emnist_handler.py"}
     assert len(modules) > 10
     assert names == modules | {"emnist_handler.py", "emnist.pt", "model-config.yaml", "MAR-INF/MANIFEST.json"}
     assert manifest["model"]["modelVersion"] == recognizer.version

@@ -1,4 +1,4 @@
-"""The dashboard and the alerts of k8s/overlays/monitoring against what a running service tells, and in a running
+"""The dashboard and the alerts of overlays/monitoring against what a running service tells, and in a running
 Prometheus.
 """
 
@@ -25,7 +25,7 @@ EMPTY_AT_REST = {"Errors by code and form"}  # as long as nothing is wrong
 
 @pytest.fixture(scope="module")
 def overlay(root):
-    return root / "k8s" / "overlays" / "monitoring"
+    return root / "overlays" / "monitoring"
 
 
 @pytest.fixture(scope="module")

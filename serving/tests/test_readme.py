@@ -34,9 +34,9 @@ def test_every_make_target_exists_and_has_a_help_line(root, readme):
 
 def test_every_module_and_path_exists(root, readme):
     modules = set(re.findall(r"python -m ([a-z_.]+)", readme))
-    assert modules >= {"training.train", "training.export", "training.evaluate", "serving.batch.__main__"}
+    assert modules >= {"training.train", "training.export", "training.evaluate", "serving.batch"}
     assert all(importlib.util.find_spec(module) for module in modules)
-    for path in re.findall(r"`((?:handlers|training|serving|requirements|k8s|load_tests)/[\w./]*)`", readme):
+    for path in re.findall(r"`((?:handlers|training|serving|requirements|k8s|overlays|load_tests)/[\w./]*)`", readme):
         assert (root / path).exists(), path
     for folder in FOLDERS:
         for path, heading in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", (root / folder / "README.md").read_text()):
@@ -71,9 +71,9 @@ def test_the_sources_are_those_of_the_settings(readme):
 
 def test_the_table_of_errors_is_the_handlers_and_the_edges(root, readme):
     edge = (root / "serving" / "service" / "haproxy.cfg").read_text()
-    code_of = dict(re.findall(r"""setenv (\w+) '{"error":%\[var\(txn\.open\)\](\w+)%""", edge))
-    sent = {(int(status), code_of[name]) for status, name in re.findall(r'status (\d+) .*lf-string "\${(\w+)}"', edge)}
-    sent |= {(int(status), code) for status, code in re.findall(r'http-error status (\d+) .*"code":"(\w+)"', edge)}
+    code_of = dict(re.findall(r"""setenv (\w+) (?:"\${OPEN}|'{"error":{"code":")(\w+)["$]""", edge))
+    answers = re.findall(r'status (\d+) "\${JSON\[\*\]}" "\${(\w+)}"', edge)
+    sent = {(int(status), code_of[name]) for status, name in answers if name in code_of}
     assert {"unauthorized", "overloaded", "deadline"} <= {code for _, code in sent}
     table = readme[readme.index("| status | code | when |") :].split("\n\n")[0].splitlines()[2:]
     rows = [row.split("|")[1:3] for row in table]

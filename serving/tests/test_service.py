@@ -181,7 +181,7 @@ def descendants(pid):
 
 @pytest.mark.slow
 def test_serve_stops_everything_it_started(root, mar, program, free_port):
-    """At Ctrl-C; SIGTERM, with the page, is tried in serving/web/tests."""
+    """At Ctrl-C; SIGTERM is tried in serving/web/tests."""
     command = [sys.executable, "-m", "serving.local", "--mar", str(mar), "--port", str(free_port)]
     environment = os.environ | {"PYTHONPATH": str(root)}
     process = program(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -190,7 +190,7 @@ def test_serve_stops_everything_it_started(root, mar, program, free_port):
     answer = subprocess.run(line, shell=True, cwd=root, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     assert json.loads(answer.stdout)["character"] == "3"
     children = descendants(process.pid)
-    assert len(children) >= 4, "Java, two workers and HAProxy"
+    assert len(children) >= 5, "Java, two workers, the gateway and HAProxy"
     process.send_signal(signal.SIGINT)
     assert process.wait(TIMEOUT_S) == 0
     _, alive = psutil.wait_procs(children, timeout=5)

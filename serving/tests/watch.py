@@ -31,7 +31,7 @@ class Watch:
         haproxy = next(
             child
             for child in psutil.Process().children()
-            if f"{server.admin_socket}" in child.environ().get("ADMIN_SOCKET", "")
+            if child.environ().get("ADMIN_SOCKET") == str(server.admin_socket)
         )
         self.workers = java.children(recursive=True)
         self.processes = [haproxy, java, *self.workers]

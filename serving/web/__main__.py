@@ -4,66 +4,49 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from pathlib import Path
 
 import uvicorn
 
 from serving.web.app import create_app
-from serving.web.connections import configuration
-from serving.web.settings import Settings, SettingsError, from_environment
+from serving.web.upstream import Upstream
 
-
-class JsonLines(logging.Formatter):
-    """A record as one line of JSON; `fields` of the record stand in place of its message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-        }
-        line |= getattr(record, "fields", None) or {"message": record.getMessage()}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # the access log tells of every request once
+DEFAULT_SOCKETS = Path("/run/emnist")
+# HAProxy closes the connections that it no longer needs. Were the gateway first, a request might meet a closed one.
+IDLE_CONNECTION_S = 3600
+LAST_ANSWERS_S = 5  # HAProxy ends first, so nothing should be in flight
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    default = Settings()
     parser = argparse.ArgumentParser(
-        prog="python -m serving.web", description="The drawing page and its gateway, until Ctrl-C."
+        prog="python -m serving.web", description="The drawing page and its gateway, behind HAProxy, until Ctrl-C."
     )
     parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="the address to listen on; 0.0.0.0 for all of this machine; default: %(default)s",
+        "--sockets",
+        type=Path,
+        default=DEFAULT_SOCKETS,
+        help="the folder of web.sock, where the gateway listens, and edge.sock, where it asks HAProxy; default:"
+        " %(default)s",
     )
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    parser.add_argument("--upstream", help=f"where the model service is; default: {default.upstream}")
-    parser.add_argument("--model", help=f"the model's name there; default: {default.model_name}")
+    parser.add_argument("--model", default="emnist", help="the model's name; default: %(default)s")
     arguments = parser.parse_args(argv)
-    try:
-        settings = from_environment(os.environ, upstream=arguments.upstream, model_name=arguments.model)
-    except SettingsError as error:
-        print(f"web: {error}", file=sys.stderr)
-        return 2
-    log_to_stderr()
-    config = configuration(create_app(settings), arguments.host, arguments.port, settings.longest_answer_s)
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # uvicorn raises the signal again once it has ended in order
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    config = uvicorn.Config(
+        create_app(Upstream(arguments.model, arguments.sockets / "edge.sock")),
+        uds=str(arguments.sockets / "web.sock"),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_CONNECTION_S,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
+    )
+    # uvicorn raises the signal again once it has ended in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run()
     return 0

@@ -1,41 +1,36 @@
-"""The gateway's routes: the page, POST /api/predict, /live and /ready, and the API's description."""
+"""The gateway's routes: the page, POST /api/predict, and the API's description."""
 
 from __future__ import annotations
 
-import hmac
 import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 from fastapi import FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from serving.web.context import Context
-from serving.web.errors import ApiError, on_api_error, on_http_error, on_invalid_parameter
+from serving.web.errors import ApiError, on_api_error, on_fault, on_http_error, on_invalid_parameter
 from serving.web.pictures import content_of
-from serving.web.schemas import HEADERS, REQUEST_BODY, Answer, Error, Parameters, Pixels, Status, error_responses
-from serving.web.settings import Settings
-from serving.web.uploads import Uploads
+from serving.web.schemas import HEADERS, REQUEST_BODY, Answer, Parameters, Pixels, error_responses
 from serving.web.upstream import Upstream
 
 STATIC = Path(__file__).resolve().parent / "static"
 SWAGGER_FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
 REVALIDATE = {"Cache-Control": "no-cache"}  # kept by the browser, and asked for by its ETag
 DESCRIPTION = "Reads one handwritten character in a picture. The page at `/` is a client of this API."
+# For the description alone: HAProxy asks for the key, if the service has one.
+KEYS = [Security(APIKeyHeader(name="X-API-Key", auto_error=False)), Security(HTTPBearer(auto_error=False))]
 
 
-def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
-    """The gateway as an ASGI application; `transport` replaces the network to the model service."""
-    upstream = Upstream(settings, transport)
+def create_app(upstream: Upstream) -> FastAPI:
+    """The gateway as an ASGI application, which asks `upstream` for answers and closes it at its end."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -54,39 +49,26 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid_parameter)
-    _add_predict(app, upstream, settings.api_key)
-    _add_probes(app, upstream)
+    app.add_exception_handler(Exception, on_fault)
+    _add_predict(app, upstream)
     app.router.routes += _pages()
     describe(app)
-    # The last one added is the outermost.
-    app.add_middleware(Uploads, settings=settings)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id", "traceparent", "tracestate"],
-            expose_headers=["Retry-After", "X-Model-Version", "X-Request-Id"],
-        )
-    app.add_middleware(Context)
     return app
 
 
-def _add_predict(app: FastAPI, upstream: Upstream, api_key: str) -> None:
+def _add_predict(app: FastAPI, upstream: Upstream) -> None:
     @app.post(
         "/api/predict",
         operation_id="predict",
         tags=["Reading"],
         summary="Read a character",
-        dependencies=keys(api_key),
+        dependencies=KEYS,
         responses={200: {"model": Answer, "description": "The answer", "headers": HEADERS}, **error_responses()},
         openapi_extra={"requestBody": REQUEST_BODY},
     )
     async def predict(request: Request, parameters: Annotated[Parameters, Query()]) -> Response:
         content = await content_of(request)
-        reading, milliseconds = await upstream.read(
-            content, parameters.alphabet, parameters.top_k, request.state.upstream_headers
-        )
+        reading, milliseconds = await upstream.read(content, parameters.alphabet, parameters.top_k, request.headers)
         body = {
             "character": reading.character,
             "ascii": reading.ascii,
@@ -98,54 +80,6 @@ def _add_predict(app: FastAPI, upstream: Upstream, api_key: str) -> None:
             "model_version": reading.model_version,
         }
         return JSONResponse(body, headers={"X-Model-Version": reading.model_version})
-
-
-def _add_probes(app: FastAPI, upstream: Upstream) -> None:
-    @app.get(
-        "/live",
-        operation_id="live",
-        tags=["Probes"],
-        summary="Whether the gateway runs",
-        responses={200: {"model": Status}},
-    )
-    async def live() -> Response:
-        return JSONResponse({"status": "live"})
-
-    not_ready = {"model": Error, "description": "`not_ready`: the model service is away"}
-
-    @app.get(
-        "/ready",
-        operation_id="ready",
-        tags=["Probes"],
-        summary="Whether the model service answers",
-        responses={200: {"model": Status}, 503: not_ready},
-    )
-    async def ready() -> Response:
-        if not await upstream.ready():
-            raise ApiError("not_ready", "the model service is not ready")
-        return JSONResponse({"status": "ready"})
-
-
-def keys(api_key: str) -> list[Any]:
-    """Dependencies that ask for the key in X-API-Key or as a bearer token; none where there is no key."""
-    if not api_key:
-        return []
-    expected = api_key.encode()
-
-    def check(
-        header: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))],
-        bearer: Annotated[Any, Security(HTTPBearer(auto_error=False))],
-    ) -> None:
-        given = header if header is not None else bearer.credentials if bearer else ""
-        if not hmac.compare_digest(given.encode("latin-1"), expected):
-            raise ApiError(
-                "unauthorized",
-                "an API key is needed, in the header X-API-Key or as a bearer token"
-                if not given
-                else "this API key is not valid",
-            )
-
-    return [Security(check)]
 
 
 class Static(StaticFiles):

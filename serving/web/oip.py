@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 JSON_LENGTH = "Inference-Header-Content-Length"
-OUTPUTS = ("character", "ascii", "confidence", "alternatives", "image", "error")
+OUTPUTS = ("character", "ascii", "confidence", "alternatives", "image")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the service read in one picture; `error` is its code and message, else None."""
+    """What the service read in one picture."""
 
     character: str
     ascii: int
@@ -20,25 +20,26 @@ class Reading:
     alternatives: list[dict[str, Any]]
     image: list[int]
     model_version: str
-    error: tuple[str, str] | None
 
 
-def encode(content: bytes | list[int], alphabet: str, top_k: int, request_id: str) -> tuple[bytes, int]:
-    """The body that asks for one picture, and the length of its JSON part; a list is 784 pixels, prepared."""
+def encode(content: bytes | list[int], alphabet: str, top_k: int, request_id: str) -> tuple[bytes, bytes, bytes]:
+    """The body that asks for one picture, in three parts: JSON, what stands before the picture, and the picture.
+
+    A list is 784 pixels, prepared.
+    """
     if isinstance(content, bytes):
-        tensor = len(content).to_bytes(4, "little") + content  # an element of BYTES carries its length
+        length, tensor = len(content).to_bytes(4, "little"), content  # an element of BYTES carries its length
         given: dict[str, Any] = {"name": "picture", "datatype": "BYTES", "shape": [1]}
     else:
-        tensor = bytes(content)
+        length, tensor = b"", bytes(content)
         given = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}
     header = {
         "id": request_id,
         "parameters": {"alphabet": alphabet, "top_k": top_k},
-        "inputs": [given | {"parameters": {"binary_data_size": len(tensor)}}],
+        "inputs": [given | {"parameters": {"binary_data_size": len(length) + len(tensor)}}],
         "outputs": [{"name": name} for name in OUTPUTS],
     }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    return text + tensor, len(text)
+    return json.dumps(header, separators=(",", ":")).encode(), length, tensor
 
 
 def decode(body: bytes) -> Reading:
@@ -46,15 +47,13 @@ def decode(body: bytes) -> Reading:
     try:
         answer = json.loads(body)
         data = {output["name"]: output["data"] for output in answer["outputs"]}
-        failed = json.loads(data["error"][0]) if data["error"][0] else None
         return Reading(
             character=str(data["character"][0]),
             ascii=int(data["ascii"][0]),
             confidence=float(data["confidence"][0]),
-            alternatives=json.loads(data["alternatives"][0]) if data["alternatives"][0] else [],
+            alternatives=json.loads(data["alternatives"][0]),
             image=data["image"],
             model_version=str(answer.get("model_version", "")),
-            error=(str(failed["code"]), str(failed["message"])) if failed else None,
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"no answer of the Open Inference Protocol: {error!r}") from error

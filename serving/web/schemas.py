@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from serving.web.settings import MAX_PIXELS_BYTES
-
 PIXELS = 28 * 28
+MAX_PIXELS_BYTES = 64 * 1024  # of JSON; 784 numbers need 4 kB
 Pixel = Annotated[int, Field(ge=0, le=255)]
 Alphabet = Literal["alnum", "digits", "letters", "vin", "classes"]
 EXAMPLE_PIXELS: list[JsonValue] = [
@@ -95,10 +94,6 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
-class Status(BaseModel):
-    status: Literal["live", "ready"]
-
-
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
@@ -122,16 +117,13 @@ REQUEST_BODY: dict[str, Any] = {
 }
 ERRORS = {
     400: ("bad_request", "`bad_request`, `unknown_alphabet` or `invalid_image`"),
-    401: ("unauthorized", "`unauthorized`: an API key is needed"),
-    408: ("deadline", "`deadline`: the upload took too long"),
+    401: ("unauthorized", "`unauthorized`: this service asks for a key, and the request has another one or none"),
+    408: ("deadline", "`deadline`: the headers or the first 16 kB took too long"),
     413: ("image_too_large", "`image_too_large`"),
     415: ("unsupported_format", "`unsupported_format`: no picture that is known here"),
     422: ("blank_image", "`blank_image`: nothing is drawn on it"),
-    502: (
-        "upstream_unreachable",
-        "`upstream_unreachable` or `internal_error`: the model service is away, or broke off",
-    ),
-    503: ("overloaded", "`overloaded`: come again after Retry-After seconds"),
+    502: ("internal_error", "`internal_error`: the model service broke off"),
+    503: ("overloaded", "`overloaded`: send the request again after Retry-After seconds"),
     504: ("deadline", "`deadline`: the model service took too long"),
 }
 HEADERS: dict[str, Any] = {

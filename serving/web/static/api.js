@@ -1,7 +1,7 @@
-// The gateway's API: one picture in, one answer out, errors in words, and waiting for a service that is away.
+// The API: one picture in, one answer out, errors in words, and waiting for a service that is away.
 
 const KEY = "emnist-api-key"; // of sessionStorage
-const TIMEOUT_MS = 60_000; // above all of the gateway's own deadlines together
+const TIMEOUT_MS = 60_000; // above all of the service's own deadlines together
 const MAX_BYTES = 16 * 1024 * 1024;
 const BUSY_TRIES = 4;
 const WAITS_MS = [1000, 1500, 2000, 3000]; // between two looks whether the service is back; the last one repeats
@@ -33,7 +33,7 @@ const pause = (ms, signal) => new Promise((resolve, reject) => {
   signal?.addEventListener("abort", stop, { once: true });
 });
 
-// The code of an answer that is not the gateway's, but of a proxy before it, or of none at all.
+// The code of an answer that is not ours, but of a proxy before us, or of none at all.
 function withoutWords(response) {
   if (response?.status === 413) return "image_too_large";
   return response && response.status < 500 ? "unexpected" : "unreachable";
@@ -60,8 +60,7 @@ async function once(picture, alphabet, topK, signal) {
     signal?.removeEventListener("abort", giveUp);
   }
   if (response.ok) return body;
-  const code = body.error?.code;
-  throw new ReadError(code === "upstream_unreachable" ? "unreachable" : code, Number(response.headers.get("Retry-After")) || 1);
+  throw new ReadError(body.error?.code, Number(response.headers.get("Retry-After")) || 1);
 }
 
 let asking = null; // one dialog for all requests that were refused meanwhile
@@ -83,12 +82,18 @@ function askForKey() {
   return asking;
 }
 
+async function ready(signal) {
+  try {
+    return (await fetch("ready", { signal, cache: "no-store" })).ok;
+  } catch {
+    return false;
+  }
+}
+
 async function untilBack(signal) {
   for (let turn = 0; ; turn++) {
     await pause(WAITS_MS[Math.min(turn, WAITS_MS.length - 1)], signal);
-    try {
-      if ((await fetch("ready", { signal, cache: "no-store" })).ok) return;
-    } catch { /* still away */ }
+    if (await ready(signal)) return;
   }
 }
 
@@ -99,8 +104,9 @@ export async function read(picture, { alphabet, topK = 5, signal, onWait = () =>
     try {
       return await once(picture, alphabet, topK, signal);
     } catch (error) {
-      if (error.code === "unreachable") {
-        onWait(error.message);
+      const away = error.code === "unreachable" || (error.code === "overloaded" && !(await ready(signal)));
+      if (away) {
+        onWait(WORDS.unreachable);
         await untilBack(signal);
       } else if (error.code === "overloaded" && busy < BUSY_TRIES) {
         onWait("The service is busy; trying again…");

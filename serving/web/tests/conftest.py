@@ -1,23 +1,19 @@
-"""Gateways in front of the real service or of one that fails as a test wants it to, and the browser."""
+"""A gateway before a service that fails as a test wants it to, and the browser."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 
-import httpx
 import pytest
 from gateways import Service, listening
-
-from serving.web.settings import Settings
 
 
 @pytest.fixture(scope="session")
 def usual():
-    """A model service, and the address of a gateway with the default settings in front of it."""
+    """A model service, and the address of a gateway that asks it."""
     service = Service()
-    with listening(Settings(), httpx.MockTransport(service)) as url:
+    with listening(service) as url:
         yield service, url
 
 
@@ -30,20 +26,6 @@ def service(usual):
 @pytest.fixture
 def gateway(usual, service):  # noqa: ARG001  which has forgotten the test before
     return usual[1]
-
-
-@pytest.fixture
-def start(service):
-    """A function that starts a gateway with the settings given, in front of `service`, and returns its address."""
-    with contextlib.ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(listening(Settings(**settings), httpx.MockTransport(service)))
-
-
-@pytest.fixture(scope="session")
-def real(server):
-    """The address of a gateway in front of the real service."""
-    with listening(Settings(upstream=server.url, model_name=server.model)) as url:
-        yield url
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

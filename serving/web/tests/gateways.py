@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import uvicorn
 
 from serving.local import reserved_ports
 from serving.web.app import create_app
-from serving.web.connections import configuration
+from serving.web.upstream import Upstream
 
 START_TIMEOUT_S = 20
 
@@ -37,7 +37,7 @@ class Service:
             "confidence": [0.9],
             "alternatives": ['[{"character":"K","confidence":0.05}]'],
         }
-        return Service.outputs(data | {"image": [7] * 784, "error": [""]})
+        return Service.outputs(data | {"image": [7] * 784})
 
     @staticmethod
     def outputs(data):
@@ -45,11 +45,6 @@ class Service:
             {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values} for name, values in data.items()
         ]
         return httpx.Response(200, json={"model_name": "emnist", "model_version": "v7", "outputs": outputs})
-
-    @staticmethod
-    def failed(code, message="in words"):
-        data = {"character": [""], "ascii": [0], "confidence": [0.0], "alternatives": [""], "image": [0] * 784}
-        return Service.outputs(data | {"error": [json.dumps({"code": code, "message": message})]})
 
     async def __call__(self, request):
         await request.aread()
@@ -59,10 +54,11 @@ class Service:
 
 
 @contextlib.contextmanager
-def listening(settings, transport=None, port=None):
-    with contextlib.nullcontext([port]) if port else reserved_ports(1) as (own,):
-        app = create_app(settings, transport)
-        server = uvicorn.Server(configuration(app, "127.0.0.1", own, settings.longest_answer_s))
+def listening(service):
+    """The address of a gateway that asks `service`. In the service it listens on a socket, behind HAProxy."""
+    app = create_app(Upstream("emnist", Path("none"), httpx.MockTransport(service)))
+    with reserved_ports(1) as (port,):
+        server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None))
         server.capture_signals = contextlib.nullcontext  # the tests' own
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
@@ -72,22 +68,7 @@ def listening(settings, transport=None, port=None):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{own}"
+            yield f"http://127.0.0.1:{port}"
         finally:
             server.should_exit = True
             thread.join(START_TIMEOUT_S)
-
-
-class Line(httpx.AsyncHTTPTransport):
-    """The network to the service, which can be cut; `requests` are those that went through."""
-
-    def __init__(self):
-        super().__init__()
-        self.cut = threading.Event()
-        self.requests: list[httpx.Request] = []
-
-    async def handle_async_request(self, request):
-        if self.cut.is_set():
-            raise httpx.ConnectError("cut")
-        self.requests.append(request)
-        return await super().handle_async_request(request)

@@ -5,17 +5,15 @@ import re
 
 import pytest
 from drawing import SHAPES, answered, draw, says
-from gateways import Line, listening
 from PIL import Image
 
-from serving.local import SAMPLES
-from serving.web.settings import Settings
+from serving.local import SAMPLES, running
 
 pytestmark = pytest.mark.browser
 
 
-def test_one_picture_is_read_in_the_panel(visit, real):
-    page = visit(real)
+def test_one_picture_is_read_in_the_panel(visit, server):
+    page = visit(server.url)
     page.set_input_files("#files", SAMPLES / "A_framed_box.png")
     answered(page, "A")
     says(page, "#source-name", "A_framed_box.png")
@@ -26,11 +24,11 @@ def test_one_picture_is_read_in_the_panel(visit, real):
     assert page.locator("#source").is_hidden()
 
 
-def test_several_pictures_are_a_table_and_a_csv(visit, real, tmp_path):
+def test_several_pictures_are_a_table_and_a_csv(visit, server, tmp_path):
     (tmp_path / "=notes, old.txt").write_text("no picture")
     Image.new("L", (40, 40), 255).save(tmp_path / "white.png")
     samples = sorted(SAMPLES.iterdir())
-    page = visit(real)
+    page = visit(server.url)
     page.set_input_files("#files", [*samples, *sorted(tmp_path.iterdir())])
     says(page, "#progress", f"^{len(samples)} read, 2 could not be read.$")
     rows = page.locator("#rows tr").all_inner_texts()
@@ -55,8 +53,8 @@ def test_several_pictures_are_a_table_and_a_csv(visit, real, tmp_path):
 
 
 @pytest.mark.parametrize("event", ["paste", "drop"])
-def test_pictures_are_pasted_and_dropped(visit, real, event):
-    page = visit(real)
+def test_pictures_are_pasted_and_dropped(visit, server, event):
+    page = visit(server.url)
     bring = """([name, bytes]) => {
         const data = new DataTransfer();
         data.items.add(new File([Uint8Array.from(bytes)], "brought.png", { type: "image/png" }));
@@ -69,8 +67,8 @@ def test_pictures_are_pasted_and_dropped(visit, real, event):
     says(page, "#source-name", "brought.png")
 
 
-def test_a_wrong_file_is_said_in_words(visit, real, tmp_path):
-    page = visit(real)
+def test_a_wrong_file_is_said_in_words(visit, server, tmp_path):
+    page = visit(server.url)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "large.png").write_bytes(b"x" * (17 * 1024 * 1024))
     page.set_input_files("#files", tmp_path / "notes.txt")
@@ -83,35 +81,40 @@ def test_a_wrong_file_is_said_in_words(visit, real, tmp_path):
     assert page.locator("#notice").is_hidden()
 
 
-def test_the_service_goes_and_comes_back(visit, server):
-    transport = Line()
-    with listening(Settings(upstream=server.url), transport) as url:
-        page = visit(url)
-        transport.cut.set()
-        draw(page, SHAPES["H"])
-        says(page, "#notice", "^The service cannot be reached; trying again…$")
-        page.set_input_files("#files", sorted(SAMPLES.iterdir())[:2])
-        says(page, "#progress", "cannot be reached")
-        page.wait_for_timeout(1500)
-        transport.cut.clear()
-        answered(page, "H")
-        says(page, "#progress", "^2 read.$")
-        assert page.locator("#notice").is_hidden()
+def cut_off(page):
+    """No connection: the network, the pod or its HAProxy is away."""
+    page.context.set_offline(True)
+    return lambda: page.context.set_offline(False)
 
 
-def test_the_gateway_goes_and_comes_back(visit, server, free_port):
-    settings = Settings(upstream=server.url)
-    with listening(settings, port=free_port) as url:
-        page = visit(url)
+def torchserve_away(page):
+    """HAProxy is there, and no worker is."""
+    refusal = {"status": 503, "json": {"error": {"code": "overloaded", "message": "no worker is free"}}}
+    for address in ("**/api/predict*", "**/ready"):
+        page.route(address, lambda route: route.fulfill(**refusal))
+    return page.unroute_all
+
+
+@pytest.mark.parametrize("away", [cut_off, torchserve_away])
+def test_the_service_goes_and_comes_back(visit, server, away):
+    page = visit(server.url)
+    come_back = away(page)
     draw(page, SHAPES["H"])
-    says(page, "#notice", "cannot be reached")
-    with listening(settings, port=free_port):
-        answered(page, "H")
+    says(page, "#notice", "^The service cannot be reached; trying again…$")
+    page.set_input_files("#files", sorted(SAMPLES.iterdir())[:2])
+    says(page, "#progress", "cannot be reached")
+    page.wait_for_timeout(1500)
+    come_back()
+    answered(page, "H")
+    says(page, "#progress", "^2 read.$")
+    assert page.locator("#notice").is_hidden()
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab(visit, server):
-    with listening(Settings(upstream=server.url, api_key="right")) as url:
-        page = visit(url)
+@pytest.mark.usefixtures("one_worker")
+def test_a_key_is_asked_for_and_kept_for_the_tab(visit, mar, monkeypatch):
+    monkeypatch.setenv("API_KEY", "right")
+    with running(mar) as server:
+        page = visit(server.url)
         draw(page, SHAPES["T"])
         for key, text in (("wrong", "Enter the API key"), ("right", "not valid")):
             says(page, "#key-text", text)
@@ -122,7 +125,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit, server):
         draw(page, SHAPES["H"])
         answered(page, "H")
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
-        other = visit(url)
+        other = visit(server.url)
         draw(other, SHAPES["H"])
         says(other, "#key-text", "Enter the API key")
         other.click("#key-cancel")

@@ -1,4 +1,4 @@
-"""The gateway in front of the real service."""
+"""The gateway behind the real service's edge."""
 
 import io
 
@@ -22,9 +22,9 @@ def png(image):
     return stream.getvalue()
 
 
-def test_the_samples_are_read_as_over_rest(real, server):
+def test_the_samples_are_read_as_over_rest(server):
     for sample in sorted(SAMPLES.iterdir()):
-        body = post(real, "?top_k=3", data=sample.read_bytes()).json()
+        body = post(server.url, "?top_k=3", data=sample.read_bytes()).json()
         rest = requests.post(
             f"{server.url}/predictions/emnist", files={"data": sample.read_bytes()}, timeout=TIMEOUT_S
         ).json()
@@ -35,9 +35,9 @@ def test_the_samples_are_read_as_over_rest(real, server):
         assert len(body["image"]) == 784
 
 
-def test_pixels_are_read_as_they_are(real, emnist, recognizer):
+def test_pixels_are_read_as_they_are(server, emnist, recognizer):
     for image in emnist.images.numpy()[:12]:
-        response = post(real, "?alphabet=classes&top_k=1", json={"pixels": image.ravel().tolist()})
+        response = post(server.url, "?alphabet=classes&top_k=1", json={"pixels": image.ravel().tolist()})
         body = response.json()
         assert body["image"] == image.ravel().tolist()
         probabilities = recognizer.probabilities(image[None])[0]
@@ -59,7 +59,7 @@ def test_pixels_are_read_as_they_are(real, emnist, recognizer):
         (b"x" * (16 * 1024 * 1024 + 1), "", 413, "image_too_large"),
     ],
 )
-def test_errors_of_the_real_service(real, body, query, status, code):
-    response = post(real, query, data=body)
+def test_errors_of_the_real_service(server, body, query, status, code):
+    response = post(server.url, query, data=body)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert len(response.json()["error"]["message"]) > 10
