@@ -142,7 +142,7 @@ roll-out: load-images ## the service and the next batch runs get images with MOD
 	kubectl -n emnist set image cronjob/emnist-batch '*=$(IMAGE_PREFIX)-batch:$(SERVE_TAG)'
 	kubectl -n emnist rollout status deployment/emnist --timeout=10m
 
-TEST_IMAGES = IMAGE_PREFIX=$(IMAGE_PREFIX) VERSION=$(VERSION) DOCKER=$(DOCKER)
+TEST_IMAGES = IMAGE_PREFIX="$(IMAGE_PREFIX)" VERSION="$(VERSION)" DOCKER="$(DOCKER)"
 
 container-test: $(VENV)/ready images-serve ## build and try the images; the training image as its CPU twin
 	$(MAKE) images-train TRAIN_DEVICE=cpu

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -22,7 +23,7 @@ from serving.local import reserved_ports
 
 pytestmark = pytest.mark.container
 
-DOCKER = os.environ.get("DOCKER", "docker")
+DOCKER = shlex.split(os.environ.get("DOCKER", "docker"))  # with options, as "podman --runtime runc"
 SERVE, BATCH, TRAIN = f"{PREFIX}-serve:{VERSION}", f"{PREFIX}-batch:{VERSION}", f"{PREFIX}-train:{VERSION}-cpu"
 ANY_USER = "54321:54321"
 START_TIMEOUT_S = 60
@@ -31,7 +32,7 @@ MAX_MB = {SERVE: 1200, BATCH: 1000}
 
 
 def docker(*arguments, timeout=120, check=True):
-    done = subprocess.run([DOCKER, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run([*DOCKER, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
     assert not check or done.returncode == 0, f"{arguments}: {done.stderr[-2000:]}"
     return done
 
