@@ -68,7 +68,10 @@ def test_the_service_answers_with_a_read_only_root_and_ends_in_order(serving, ro
     name, url = serving(
         "--read-only", "--tmpfs", "/tmp", "--user", user, "--cap-drop", "ALL", "--security-opt", "no-new-privileges"
     )
-    assert "<canvas" in requests.get(url, timeout=START_TIMEOUT_S).text
+    deadline = time.monotonic() + START_TIMEOUT_S  # the page is a program of its own, and may be there later
+    while not (page := requests.get(url, timeout=START_TIMEOUT_S)).ok and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "<canvas" in page.text
     with Client(url) as client:
         for sample in sorted((root / "serving" / "samples").iterdir()):
             assert client.predict(sample.read_bytes()).character == sample.name[0]
