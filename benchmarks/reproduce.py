@@ -72,9 +72,8 @@ class Watch(Reporter):
     def step(self, state: State, *_: Tensor) -> None:
         self.last = time.perf_counter()
         if self.elapsed() > self.minutes:
-            self.note(
-                state, self.curve[-1]["validation"] if self.curve else 0.0
-            )  # it can be no better than what was chosen before
+            # It can be no better than what was chosen before.
+            self.note(state, self.curve[-1]["validation"] if self.curve else 0.0)
             raise OutOfTime
 
     def epoch(self, state: State, logits: Tensor) -> None:  # noqa: ARG002  the validation part's, which the history holds

@@ -46,9 +46,8 @@ ANSWER_TIMEOUT_S = 35  # longer than every deadline of the service
 OURS, LIMIT, BENTOML = "ours", "the limit", "BentoML"
 NO_DELAY = (BENTOML,)  # chooses its delay by itself
 
-Figures = Mapping[
-    str, float
-]  # requests, right answers per_second, p50 and p99 in ms, errors (a share), generator_cores
+# Requests, right answers per_second, p50 and p99 in ms, errors (a share), generator_cores.
+Figures = Mapping[str, float]
 Measure = Callable[[int, float], Figures]  # of so many users, for so many seconds
 
 
@@ -71,9 +70,8 @@ class Results:
 
     tuning: dict[Setting, float | str] = field(default_factory=dict)
     chosen: Setting | None = None
-    rounds: dict[int, dict[str, float]] = field(
-        default_factory=dict
-    )  # a round's number: figures such as "64 p99", "memory", "start"
+    # A round's number: figures such as "64 p99", "memory", "start".
+    rounds: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LOCUSTFILE = "load_tests/locustfile.py"  # below ROOT: locust takes a comma in a path as the start of another
+# Workers, batch size, delay in ms.
 GRID = [
     (1, 1, 1),
     (1, 16, 1),
@@ -35,7 +36,7 @@ GRID = [
     (2, 16, 1),
     (2, 32, 1),
     (2, 16, 5),
-]  # workers, batch size, delay in ms
+]
 GRID_USERS = (1, 32, 128)
 STOP_TIMEOUT_S = 30
 WARM_UP_S = 3

@@ -29,9 +29,8 @@ class EmnistHandler(BaseHandler):  # type: ignore[misc]  # ts has no types; and 
         gpu = properties.get("gpu_id")
         if wanted == "gpu" and (gpu is None or not torch.cuda.is_available()):
             raise RuntimeError("model-config.yaml asks for deviceType gpu, and no GPU is visible to this worker")
-        logging.getLogger().setLevel(
-            logging.WARNING
-        )  # TorchServe's worker prints a line for each batch, which Java reads
+        # TorchServe's worker prints a line for each batch, which Java reads.
+        logging.getLogger().setLevel(logging.WARNING)
         torch.set_num_threads(1)  # the workers are as many as the cores
         cv2.setNumThreads(1)
         model = Path(properties["model_dir"]) / context.manifest["model"]["serializedFile"]

@@ -34,9 +34,8 @@ def package(model: Path, output: Path, device: str = "cpu") -> str:
     version = Recognizer(model).version
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        stage = (
-            Path(folder) / "extra" / "handlers"
-        )  # keeps its name in the archive, so imports read the same there and here
+        # Keeps its name in the archive, so imports read the same there and here.
+        stage = Path(folder) / "extra" / "handlers"
         shutil.copytree(HANDLERS, stage, ignore=shutil.ignore_patterns(ENTRY.name, "tests", "__pycache__"))
         config = Path(folder) / "model-config.yaml"
         config.write_text(

@@ -80,9 +80,8 @@ def _warp(images: Tensor, draws: Draws, settings: AugmentSettings, strength: flo
     angle = draws.uniform(strength * math.radians(settings.rotation))
     shear = draws.uniform(strength * settings.shear)
     scale_x, scale_y = (1 + draws.uniform(strength * settings.scale) for _ in range(2))
-    shift_x, shift_y = (
-        draws.uniform(strength * 2 * settings.shift / size) for _ in range(2)
-    )  # in units of the half side
+    # In units of the half side.
+    shift_x, shift_y = (draws.uniform(strength * 2 * settings.shift / size) for _ in range(2))
     cos, sin = angle.cos(), angle.sin()
     rows = [
         cos / scale_x,

@@ -63,9 +63,8 @@ def make_batch(run: Run, material: Material, index: Tensor, step: int) -> tuple[
     part = group.part(len(index))
     seed = settings.seed * SEED_STRIDE + step
     torch.manual_seed(seed)  # on every device, for augmentation and dropout
-    batch = (
-        pick(material.images, material.copies, index, settings.data.degraded_share).unsqueeze(1).float() / 255
-    )  # (B, 1, S, S)
+    # (B, 1, S, S)
+    batch = pick(material.images, material.copies, index, settings.data.degraded_share).unsqueeze(1).float() / 255
     batch = augment(batch, settings.augment, augment_strength(settings.schedule, step, run.steps), part)
     if not group.leads:
         torch.manual_seed(seed + group.rank * RANK_STRIDE)  # for dropout

@@ -21,9 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from training.settings import SettingsError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # by the device; what is agreed on stays on the CPU
-TIMEOUT = timedelta(
-    minutes=30
-)  # the longest that one waits for another: the first on a machine may make the degraded copies
+# The longest that one waits for another: the first on a machine may make the degraded copies.
+TIMEOUT = timedelta(minutes=30)
 AGREE_STEPS = 10  # between two agreements: each makes the processes wait for one another
 
 

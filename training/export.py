@@ -64,9 +64,8 @@ class ExportedModel(nn.Module):
         self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        batch = (images.unsqueeze(1).to(torch.float32) / 255.0).contiguous(
-            memory_format=torch.channels_last
-        )  # (B, 1, S, S)
+        # (B, 1, S, S)
+        batch = (images.unsqueeze(1).to(torch.float32) / 255.0).contiguous(memory_format=torch.channels_last)
         logits = self.network(batch)
         return torch.softmax(logits / self.temperature, dim=1)
 

@@ -214,9 +214,8 @@ def record(run: Run, state: State, logits: Sequence[Tensor], loss: float, images
     `logits` (N, C) are the averaged model's on each of `run.validation_images()`, the clean ones first.
     """
     labels = run.splits.validation.labels
-    losses = [
-        float(F.cross_entropy(part / fit_temperature(part, labels), labels)) for part in logits
-    ]  # as it would be exported
+    # As it would be exported.
+    losses = [float(F.cross_entropy(part / fit_temperature(part, labels), labels)) for part in logits]
     accuracies = [float((part.argmax(1) == labels).float().mean()) for part in logits]
     validation_loss = sum(losses) / len(losses)
     better = validation_loss < state.best

@@ -86,11 +86,12 @@ class ModelSettings:
     imagenet_stem: bool = (
         False  # resnet: 7x7 with stride 2 and a max pooling, and no stride in the first stage; else 3x3 at full size
     )
+    # Resnet: channels of the stages, each at half the side of the one before.
     widths: tuple[Count, ...] = (
         64,
         112,
         224,
-    )  # resnet: channels of the stages, each at half the side of the one before
+    )
     blocks: tuple[Count, ...] = ()  # resnet: residual blocks in each stage; empty: one
     bottleneck: bool = False  # resnet: blocks of 1x1, 3x3 and 1x1 that give four times the stage's channels
     dropout: Dropout = 0.0  # resnet: before the last layer

@@ -26,9 +26,8 @@ from handlers.protocols.service import answer_rows
 from handlers.recognizer import Recognizer
 
 Pictures: TypeAlias = list[tuple[str, bytes]]  # the right character, and the file
-Given: TypeAlias = Counter[
-    tuple[str, int, bytes]
-]  # how often which character was asked for and which status and body were given
+# How often which character was asked for and which status and body were given.
+Given: TypeAlias = Counter[tuple[str, int, bytes]]
 
 
 def read_pictures(folder: Path) -> Pictures:

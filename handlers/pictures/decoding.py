@@ -15,6 +15,7 @@ from handlers.pictures.limits import MAX_EXIF_BYTES, too_costly
 Grey: TypeAlias = npt.NDArray[np.uint8]  # (H, W)
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+# How files of these formats begin.
 SIGNATURES = (
     b"\x89PNG",
     b"\xff\xd8\xff",
@@ -23,12 +24,11 @@ SIGNATURES = (
     b"II*\0",
     b"MM\0*",
     b"RIFF",
-)  # how files of these formats begin
+)
 MAX_PIXELS = 64_000_000  # a picture of more is refused before it is decoded
 MAX_SIDE = 65_535  # pixels, as in JPEG and GIF; every row costs 8 bytes more than its pixels
-MAX_PIXELS_OF = {
-    "WEBP": 24_000_000
-}  # its decoder holds every pixel five times over: 20 bytes a pixel, and 4 of the others
+# Its decoder holds every pixel five times over: 20 bytes a pixel, and 4 of the others.
+MAX_PIXELS_OF = {"WEBP": 24_000_000}
 STRIP_PIXELS = (
     1_000_000  # of a picture on its way to grey at a time: what is computed there takes up to 16 bytes a pixel
 )

@@ -16,10 +16,11 @@ from handlers.pictures.shapes import Mask, box_of, frame_of
 SIZE = 28  # pixels a side of what the network sees
 HAIRLINE = 1.25  # parts of 28; hardly any of EMNIST's strokes are thinner
 GLYPH_SIDE = 50  # pixels of the glyph's long side before the blur: its usual size in NIST's 128-pixel fields
+# Pixels, at that size: strokes thinner than the former, as 5 % of EMNIST's are, get the latter width.
 THINNEST, USUAL_THIN = (
     4.0,
     5.5,
-)  # pixels, at that size: strokes thinner than the former, as 5 % of EMNIST's are, get the latter width
+)
 THICKEST, USUAL_THICK = 12.0, 9.0  # likewise for thicker ones, 2 %
 BLUR_SIGMA = 1.0  # pixels, at that size
 BORDER = 2  # pixels around the glyph's box, at that size

@@ -101,9 +101,8 @@ def _is_straight_band(mask: Mask) -> bool:
     """Whether what is set along the edge is equally wide, and not wider than a box's line, on at least three sides."""
     crooked = 0
     for view in (mask, mask[::-1], mask.T, mask.T[::-1]):
-        widths = np.where(
-            view.all(axis=0), len(view), view.argmin(axis=0)
-        )  # from the edge to the first that is not set
+        # From the edge to the first that is not set.
+        widths = np.where(view.all(axis=0), len(view), view.argmin(axis=0))
         width = np.sort(widths)[len(widths) // 2]
         thin = 0 < width <= FRAME_WIDTH * len(view) + 1
         crooked += not (thin and np.count_nonzero(np.abs(widths - width) <= 1) >= STRAIGHT * len(widths))

@@ -85,9 +85,8 @@ def keep_character(mask: Mask) -> Mask:
     # Most characters are of one piece, and to measure the pieces takes several times as long as to count them.
     if cv2.connectedComponents(pieces)[0] <= 2:  # the paper counts as one
         return mask if max(extent(mask)) >= least else np.zeros_like(mask)
-    _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
-        pieces, 8, cv2.CV_32S, cv2.CCL_BBDT
-    )  # the default takes twice as long
+    # The default takes twice as long.
+    _, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(pieces, 8, cv2.CV_32S, cv2.CCL_BBDT)
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0  # the paper
     height, width = mask.shape

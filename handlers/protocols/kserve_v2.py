@@ -50,6 +50,7 @@ __all__ = ["answer", "error", "metadata", "parse"]
 BINARY_HEADER = "inference-header-content-length"  # where the JSON of a body ends and binary tensors begin
 PICTURE, IMAGE = "picture", "image"
 DATATYPES = {PICTURE: "BYTES", IMAGE: "UINT8"}
+# Parameters of Triton's clients.
 OTHERS = (
     "binary_data_output",
     "priority",
@@ -57,7 +58,7 @@ OTHERS = (
     "sequence_id",
     "sequence_start",
     "sequence_end",
-)  # parameters of Triton's clients
+)
 PARTS = {"id", "inputs", "outputs", "parameters"}
 MAX_ID = 1024  # characters; it comes back
 OF_THE_PATH = {"model_name", "model_version"}  # the binary extension's examples have them in the body as well

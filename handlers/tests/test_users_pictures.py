@@ -19,9 +19,8 @@ def test_images():
 def test_all_test_images_pass_unchanged(test_images):
     changed = sum(not np.array_equal(prepare(image), image) for image in test_images.images.numpy())
     print(f"{changed} of {len(test_images)} images changed")
-    assert changed <= 0.002 * len(
-        test_images
-    )  # EMNIST itself has a few with ink on their edge, and a few drawn in hairlines
+    # EMNIST itself has a few with ink on their edge, and a few drawn in hairlines.
+    assert changed <= 0.002 * len(test_images)
 
 
 def test_enlarged_and_inverted_images_are_read(test_images, recognizer):

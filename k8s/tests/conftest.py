@@ -68,10 +68,11 @@ def cluster(report, tmp_path_factory):
         wait_for_pod("stranger")
         yield Cluster(folder, first_ready_s)
     finally:
+        # By force, for on a node that has vanished nobody says that a pod has ended.
         for namespace in (
             NAMESPACE,
             STRANGERS,
-        ):  # by force, for on a node that has vanished nobody says that a pod has ended
+        ):
             kubectl("delete", "pods", "--all", "--namespace", namespace, "--force", "--grace-period=0", check=False)
         kubectl("delete", "namespace", NAMESPACE, STRANGERS, "--ignore-not-found", check=False, timeout=300)
 

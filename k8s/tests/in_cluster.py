@@ -54,9 +54,8 @@ class Record:
         self.until = self.began + seconds
         self.outcomes, self.versions = Counter(), Counter()
         self.seconds = defaultdict(list)  # by outcome
-        self.right_by_second = defaultdict(
-            list
-        )  # seconds of right answers, by the second of the run in which they came
+        # Seconds of right answers, by the second of the run in which they came.
+        self.right_by_second = defaultdict(list)
         self.failures = []
         self.mixed_connections = 0  # those on which two versions of the model answered
 

@@ -37,9 +37,8 @@ def archive():
     encoded = []
     for sample in sorted(SAMPLES.iterdir()):
         stream = io.BytesIO()
-        Image.open(sample).convert("L").resize((900, 900), Image.Resampling.NEAREST).save(
-            stream, "PNG"
-        )  # small, and slow to read
+        # Small, and slow to read.
+        Image.open(sample).convert("L").resize((900, 900), Image.Resampling.NEAREST).save(stream, "PNG")
         encoded += [(".png", stream.getvalue()), (sample.suffix, sample.read_bytes())]
     encoded += [(".png", b""), (".jpg", b"junk")]
     stream = io.BytesIO()

@@ -38,9 +38,8 @@ REFUSED = "shed"  # 503 with Retry-After: the client is to send the request agai
 BROKEN_OFF = {"status 502 internal_error", REFUSED, "status 504 deadline"}  # each said in time
 OUT_S = 10  # from the death of all workers of a pod, or of its Java, until no client is sent to it
 IN_FLIGHT = 128  # MAX_IN_FLIGHT of k8s/10-config.yaml: what one TorchServe may have
-KILL_NODE = os.environ.get(
-    "KILL_NODE"
-)  # a command that is given a node's name and takes it away at once, as a power cut does
+# A command that is given a node's name and takes it away at once, as a power cut does.
+KILL_NODE = os.environ.get("KILL_NODE")
 
 # Sends a signal to the first worker, or to all; a container's first process takes no SIGKILL from its own, so Java gets
 # SIGSEGV.

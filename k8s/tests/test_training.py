@@ -146,9 +146,8 @@ def test_its_model_goes_to_the_service_by_one_command_and_nothing_is_lost(cluste
         rollout()
         settled(2)
     version = Recognizer(ROOT / "runs" / "published" / "emnist.pt").version
-    answered = seen["outcomes"].get("right", 0) + seen["outcomes"].get(
-        "wrong", 0
-    )  # what few images taught is often wrong
+    # What few images taught is often wrong.
+    answered = seen["outcomes"].get("right", 0) + seen["outcomes"].get("wrong", 0)
     sent = sum(seen["outcomes"].values())
     report(f"`make publish`, under load ({' -> '.join(seen['versions'])})", f"{sent - answered} of {sent:,} lost", "0")
     assert answered == sent > 0, seen["outcomes"]

@@ -178,7 +178,6 @@ if __name__ == "__main__":
     code = main()
     ignore_signals()  # while Python ends, too
     if code == FAILED:
-        os._exit(
-            code
-        )  # Python would wait for a decoder that hangs in a read which nothing ends, and flush to who has gone
+        # Python would wait for a decoder that hangs in a read which nothing ends, and flush to who has gone.
+        os._exit(code)
     sys.exit(code)

@@ -75,9 +75,8 @@ def set_aside(run: Run, sha256: str) -> None:
         facts = merged(run.output)
         if kept.exists():
             return
-        if (
-            facts and facts.get("sha256") == content
-        ):  # else it is of another run, which was stopped before it wrote its own
+        # Else it is of another run, which was stopped before it wrote its own.
+        if facts and facts.get("sha256") == content:
             run.put(meta_path(kept), json.dumps(facts, indent=2).encode())
         part = run.folder / f"part-{unique()}"
         stream.seek(0)

@@ -238,9 +238,8 @@ def pipelined(rng: random.Random) -> Hostile:
         )
         for number in range(count)
     ]
-    return Hostile(
-        b"".join(requests), ANY_PICTURE, may_close=True, half_close=True
-    )  # an answer of 400 or more closes, so the rest may be lost
+    # An answer of 400 or more closes, so the rest may be lost.
+    return Hostile(b"".join(requests), ANY_PICTURE, may_close=True, half_close=True)
 
 
 def slow(rng: random.Random) -> Hostile:
@@ -253,9 +252,8 @@ def slow(rng: random.Random) -> Hostile:
     cut = rng.choice(
         [data[:5], data[:60], data[: data.find(b"\r\n\r\n") + 3], data[:-1], data[: len(data) // 2], chunked, b"P"]
     )
-    if (
-        len(cut) > HEAD_BYTES
-    ):  # TorchServe waits for the rest; HAProxy waits as long for the client as for TorchServe, and either may end it
+    # TorchServe waits for the rest; HAProxy waits as long for the client as for TorchServe, and either may end it.
+    if len(cut) > HEAD_BYTES:
         return Hostile(cut, frozenset({400, 504}), may_close=True, deadline_s=SILENT_S, slow=True)
     return Hostile(
         cut,

@@ -10,9 +10,8 @@ PIXELS = 28 * 28
 MAX_PIXELS_BYTES = 64 * 1024  # of JSON; 784 numbers need 4 kB
 Pixel = Annotated[int, Field(ge=0, le=255)]
 Alphabet = Literal["alnum", "digits", "letters", "vin", "classes"]
-EXAMPLE_PIXELS: list[JsonValue] = [
-    255 if 12 <= i % 28 < 16 and 4 <= i // 28 < 24 else 0 for i in range(PIXELS)
-]  # an upright stroke
+# An upright stroke.
+EXAMPLE_PIXELS: list[JsonValue] = [255 if 12 <= i % 28 < 16 and 4 <= i // 28 < 24 else 0 for i in range(PIXELS)]
 
 
 class Parameters(BaseModel):

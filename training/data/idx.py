@@ -60,10 +60,11 @@ def load_csv(root: Path, split: str, part: str) -> Images:
     """
     path = root / f"emnist-{split}-{part}.csv"
     try:
+        # Loadtxt warns of a file without rows.
         with (
             path.open(encoding="utf-8-sig") as file,
             warnings.catch_warnings(action="error"),
-        ):  # loadtxt warns of a file without rows
+        ):
             first = file.readline()
             header = not first.partition(",")[0].strip().isdigit()
             rows = np.loadtxt(file if header else chain([first], file), np.uint8, delimiter=",", ndmin=2)

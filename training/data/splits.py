@@ -22,11 +22,12 @@ from training.data.images import DataError, Images, sample_of_each_class, sample
 from training.data.prepared import decode
 from training.settings import DataSettings
 
+# NIST's data types; no set of characters, for each repeats one.
 CLASS_SETS = {
     "digits": DIGITS,
     "cap_letters": UPPER,
     "low_letters": LOWER,
-}  # NIST's data types; no set of characters, for each repeats one
+}
 LISTS: dict[str, Callable[[Path], Listing]] = {"sd19": list_sd19, "folders": list_folders, "names": list_names}
 DOWNLOADS = {
     "emnist": ("EMNIST", "EMNIST/raw/emnist-*-images-idx3-ubyte*"),

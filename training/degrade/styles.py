@@ -80,9 +80,8 @@ def with_box(glyph: Picture, rng: np.random.Generator) -> Picture:
     scale = glyph.shape[0] // UNIT
     cut = _cut(glyph)
     width = int(rng.integers(1, 5)) * scale
-    gaps = (
-        rng.integers(-2, 4, 4) * scale if rng.random() < 0.5 else np.full(4, rng.integers(-2, 4)) * scale
-    )  # top, bottom, left, right
+    # Top, bottom, left, right.
+    gaps = rng.integers(-2, 4, 4) * scale if rng.random() < 0.5 else np.full(4, rng.integers(-2, 4)) * scale
     outside = int(rng.integers(0, 4)) * scale if rng.random() < 0.5 else 0
     height, breadth = cut.shape
     top, left = int(gaps[0]) + width + outside, int(gaps[2]) + width + outside

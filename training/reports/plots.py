@@ -19,10 +19,11 @@ BLUE, ORANGE, GREY = "#1f6fb2", "#d9702b", "#8a8f98"
 OTHERS = (ORANGE, "#3c8d40", "#8d4fa8")  # for the worst classes, which the ROC curves name
 SMALL = 8  # points, of the labels of many classes
 ROW_INCH = 0.17  # height of a class in a plot that has a line a class
+# The false-positive rate up to which, and the true-positive rate from which, a ROC curve is shown enlarged.
 CORNER = (
     0.1,
     0.8,
-)  # the false-positive rate up to which, and the true-positive rate from which, a ROC curve is shown enlarged
+)
 SAMPLE_COLUMNS = 8
 LABEL_SHARE, GAP_SHARE = 0.28, 0.1  # of a sample's side: the height of its label, and the space to the next
 
@@ -96,9 +97,8 @@ def races(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figu
                 label=name,
             )
         ends = [max(p["test"] for p in points) for points in both]
-        span = max(
-            2 * (max(ends) - min(ends)), min(0.15, 5 * (1 - max(ends)))
-        )  # what comes before is over in the first minute
+        # What comes before is over in the first minute.
+        span = max(2 * (max(ends) - min(ends)), min(0.15, 5 * (1 - max(ends))))
         axes.set_ylim(max(ends) - span, max(ends) + span / 15)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.legend(fontsize=SMALL, frameon=False)
@@ -204,10 +204,11 @@ def roc(answers: Roc) -> Figure:
 def samples(images: npt.NDArray[Any], labels: Sequence[str]) -> Figure:
     """Pictures (N, S, S) in a grid, each below its label."""
     size = images.shape[-1]
+    # Pixels: a label's height, and from row to row.
     label, cell = (
         round(LABEL_SHARE * size),
         round((1 + LABEL_SHARE + GAP_SHARE) * size),
-    )  # pixels: a label's height, and from row to row
+    )
     across = round((1 + GAP_SHARE) * size)
     rows = -(-len(images) // SAMPLE_COLUMNS)
     grid = np.full((rows * cell, SAMPLE_COLUMNS * across), np.nan)

@@ -62,9 +62,8 @@ class Reporter:
         due = self.settings.scalars and state.step % self.settings.scalars == 0
         if due:
             accuracy = (logits.argmax(1) == labels).float().mean()
-            self._scalar(
-                "train/loss", float(loss), state.step
-            )  # waits for the device, so that the time below is of steps done
+            # Waits for the device, so that the time below is of steps done.
+            self._scalar("train/loss", float(loss), state.step)
             self._scalar("train/accuracy", float(accuracy), state.step)
             self._scalar("train/learning_rate", state.optimizer.param_groups[0]["lr"], state.step)
             now, (before, step) = time.perf_counter(), self.noted

@@ -24,10 +24,11 @@ WAITING = {
     ATEN.equal,
     ATEN.repeat_interleave,
 }
+# A tensor made of Python's values, which are copied to the device.
 FROM_PYTHON = {
     ATEN.lift_fresh,
     ATEN.lift_fresh_copy,
-}  # a tensor made of Python's values, which are copied to the device
+}
 
 
 class NoWaiting(TorchDispatchMode):

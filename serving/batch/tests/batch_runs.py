@@ -56,9 +56,8 @@ def printed(*arguments, expect=DONE):
     with TemporaryFile("w+b") as stream, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", io.TextIOWrapper(stream))
         patch.setattr(sys, "stderr", io.StringIO())
-        patch.setattr(
-            logging.getLogger(), "handlers", []
-        )  # pytest's, beside which the program would set up none of its own
+        # Pytest's, beside which the program would set up none of its own.
+        patch.setattr(logging.getLogger(), "handlers", [])
         assert batch.main([*map(str, arguments)]) == expect, sys.stderr.getvalue()
         stream.seek(0)
         return stream.read(), sys.stderr.getvalue()

@@ -247,9 +247,8 @@ def test_other_content_types_are_refused(gateway, service, kind):
     ],
 )
 def test_what_the_framework_refuses_has_the_same_form(gateway, method, path, status):
-    connection = http.client.HTTPConnection(
-        gateway.removeprefix("http://"), timeout=TIMEOUT_S
-    )  # it leaves paths as they are
+    # It leaves paths as they are.
+    connection = http.client.HTTPConnection(gateway.removeprefix("http://"), timeout=TIMEOUT_S)
     connection.request(method, path)
     response = connection.getresponse()
     error = json.loads(response.read())["error"]
