@@ -9,22 +9,12 @@ import psutil
 import pytest
 import requests
 
+from benchmarks.contenders import LIMIT, OURS, PEERS_PYTHON, SERVERS, Plan, Results, running
 from benchmarks.peers.limit import answer_for, read_pictures, summary
 from benchmarks.peers.setting import Setting
 from benchmarks.programs import StartError, alive, memory_mib, program, wait_until
-from benchmarks.servers import (
-    LIMIT,
-    OURS,
-    PEERS_PYTHON,
-    SERVERS,
-    Plan,
-    Results,
-    comparison,
-    one_round,
-    running,
-    tune,
-    tuning,
-)
+from benchmarks.server_tables import comparison, tuning
+from benchmarks.servers import one_round, tune
 from serving.local import SAMPLES
 from serving.package import package
 
@@ -84,7 +74,7 @@ def test_the_limit_counts_wrong_characters_and_refusals(recognizer):
 
 def test_what_cannot_start_is_a_line_in_the_table(plan, monkeypatch):
     monkeypatch.setattr(
-        "benchmarks.servers.command", lambda *_: ([sys.executable, "-c", "raise SystemExit('no such thing')"], {})
+        "benchmarks.contenders.command", lambda *_: ([sys.executable, "-c", "raise SystemExit('no such thing')"], {})
     )
     results = tune(OURS, plan)
     assert results.tuning == {SETTING: "ended with exit code 1: no such thing"}
