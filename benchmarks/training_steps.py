@@ -25,7 +25,7 @@ from training.checkpoint import new_state
 from training.data import DataError, add_root, find_data, load_splits
 from training.run import DEVICES, Run, choose_device
 from training.schedules import learning_rate
-from training.settings import SettingsError, load_recipe
+from training.settings import SettingsError, add_recipe, load_recipe
 from training.train import WRONG_USE, compiled, train_step
 
 WARM_UP_STEPS = 3  # compiling is one of them
@@ -104,12 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training_steps", description="Time training beside the bare passes of its network."
     )
-    parser.add_argument(
-        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
-    )
+    add_recipe(parser)
     add_root(parser, "folder that holds EMNIST/raw; default: where it was downloaded to")
     parser.add_argument(
         "--device", choices=DEVICES, default=os.environ.get("TRAIN_DEVICE", "auto"), help="default: %(default)s"

@@ -28,7 +28,7 @@ from training.checkpoint import CheckpointError, load_checkpoint, new_state
 from training.data import DataError, add_root, epoch_order, find_data, load_splits
 from training.reports import plots
 from training.run import DEVICES, Run, choose_device
-from training.settings import SettingsError, load_recipe
+from training.settings import SettingsError, add_recipe, load_recipe
 from training.train import train_step
 
 LOWEST, HIGHEST = 1e-5, 10.0
@@ -112,12 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.lr_finder", description="Suggest a learning rate for a recipe."
     )
-    parser.add_argument(
-        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
-    )
+    add_recipe(parser)
     add_root(parser, "folder that holds EMNIST/raw")
     parser.add_argument("--low", type=float, default=LOWEST, help="default: %(default)s")
     parser.add_argument("--high", type=float, default=HIGHEST, help="default: %(default)s")

@@ -6,6 +6,7 @@ name.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 from collections.abc import Iterable
@@ -204,6 +205,16 @@ class Settings:
 
 def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Give a command the arguments `recipe` and `overrides`, which `load_recipe` takes."""
+    parser.add_argument(
+        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
+    )
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Settings:

@@ -35,7 +35,7 @@ from training.reports.provenance import record_start
 from training.reports.tensorboard import Reporter
 from training.run import DEVICES, Run, checkpoint_of, choose_device, finish, log_start, logits_of, record
 from training.schedules import learning_rate, stops
-from training.settings import Settings, SettingsError, differences, from_dict, load_recipe
+from training.settings import Settings, SettingsError, add_recipe, differences, from_dict, load_recipe
 
 log = logging.getLogger(__name__)
 
@@ -215,12 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.train", description="Train a recipe, evaluate it and export it."
     )
-    parser.add_argument(
-        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
-    )
+    add_recipe(parser)
     add_root(parser, "folder of the data, such as that of EMNIST/raw; default: download once")
     parser.add_argument(
         "--download", action="store_true", help="download EMNIST or MNIST into --emnist-root if it is not there"

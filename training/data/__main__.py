@@ -12,7 +12,7 @@ from training.data.datasheet import lines, summary, table
 from training.data.images import DataError
 from training.data.root import add_root
 from training.data.splits import find_data, load_splits
-from training.settings import SettingsError, load_recipe
+from training.settings import SettingsError, add_recipe, load_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,12 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m training.data", description="Read a recipe's data and say what was found and refused."
     )
     add_root(parser, "the folder of the data; default: EMNIST_ROOT, else download", "root", nargs="?")
-    parser.add_argument(
-        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
-    )
+    add_recipe(parser)
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

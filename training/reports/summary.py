@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from training.data import CLASSES, DataError
 from training.data.splits import wanted_classes
 from training.models import make_model, multiply_adds
-from training.settings import SettingsError, load_recipe
+from training.settings import SettingsError, add_recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.reports.summary", description="List the layers of a recipe's network."
     )
-    parser.add_argument(
-        "--recipe", default="flagship", help="a file of training/recipes/ without .yaml, or a path that ends in .yaml"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="overrides", help="repeatable"
-    )
+    add_recipe(parser)
     parser.add_argument("--classes", type=int, help="how many; default: those of the recipe's data.test_split")
     arguments = parser.parse_args(argv)
     if arguments.classes is not None and arguments.classes < 1:
