@@ -15,7 +15,7 @@ from serving.batch import __main__ as batch
 from serving.client.client import Client
 from training.settings import DataSettings, Source
 
-FOLDERS = ("", "k8s", "load_tests", "training")  # with a README each
+FOLDERS = ("", "benchmarks", "k8s", "load_tests", "training")  # with a README each
 
 
 @pytest.fixture(scope="module")
