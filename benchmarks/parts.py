@@ -30,7 +30,7 @@ from handlers.pictures.pipeline import read_image
 from handlers.protocols.service import answer_rows
 from handlers.recognizer import ModelError, Recognizer
 from serving.batch.decoding import CHUNK, Chunk, cores, decode_all, decoders
-from serving.batch.merge import meta_path
+from serving.batch.result import meta_path
 from serving.batch.scoring import CHUNKS_AHEAD, Scorer, score_all
 from serving.package import DEFAULT_MODEL
 

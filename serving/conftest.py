@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from serving.batch import __main__ as batch
+from serving.batch import manifest
 from serving.batch.decoding import CHUNK
-from serving.batch.tests.batch_runs import PICTURES, fill
+from serving.batch.tests.batch_runs import fill
 from serving.local import running
 
 
@@ -23,7 +24,7 @@ def launch():
     """
 
     def start(arguments, before="", **options):
-        modules = "serving.batch.decoding, serving.batch.scoring, serving.batch.shards"
+        modules = "serving.batch.decoding, serving.batch.manifest"
         program = (
             f"import runpy, {modules}; {before or 'pass'}; runpy.run_module('serving.batch.__main__',"
             " run_name='__main__')"
@@ -69,18 +70,14 @@ def images(tmp_path_factory, emnist):
 
 
 @pytest.fixture
-def pictures(tmp_path, images):
-    return fill(tmp_path / "pictures", images, PICTURES)
-
-
-@pytest.fixture
 def small(tmp_path, images):
     return fill(tmp_path / "small", images, 4 * CHUNK)
 
 
 @pytest.fixture
-def call(tmp_path, caplog):
-    """A function that runs the program here; `output` is its result's path."""
+def call(tmp_path, caplog, monkeypatch):
+    """A function that runs the program here, with small blocks; `output` is its result's path."""
+    monkeypatch.setattr(manifest, "BLOCK_ROWS", CHUNK)
     caplog.set_level("INFO")
     output = tmp_path / "out" / "out.csv"
     output.parent.mkdir()

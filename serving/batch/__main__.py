@@ -25,7 +25,7 @@ from common.program import DONE, FAILED, INCOMPLETE, NO_PICTURES, WRONG_USE, at_
 from handlers.alphabets import ALPHABET_NAMES, DEFAULT_ALPHABET, UnknownAlphabet
 from handlers.recognizer import Recognizer
 from serving.batch.decoding import cores, decoders
-from serving.batch.plan import UsageError
+from serving.batch.manifest import UsageError
 from serving.batch.run import FAULTS, SAMPLES, Settings, Stopped, reason, to_file, to_stdout
 from serving.batch.scoring import Scorer
 from serving.batch.tables import FORMATS
@@ -33,7 +33,7 @@ from serving.package import DEFAULT_MODEL
 
 log = logging.getLogger(__name__)
 
-MAX_SHARDS = 10_000  # each is a file or two in one folder
+MAX_SHARDS = 10_000  # each has its place in the manifest
 MAX_NAME_BYTES = 255 - len(".20260101T000000.000000Z.meta.json")  # a kept earlier result has the longest name
 
 

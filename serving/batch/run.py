@@ -1,6 +1,4 @@
-"""Rows -> standard output, or a file that several processes may write together and that goes on where it was
-stopped.
-"""
+"""Rows -> standard output, or a file that several processes may write together and that goes on when it was stopped."""
 
 from __future__ import annotations
 
@@ -8,10 +6,9 @@ import logging
 import platform
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +18,11 @@ import torch
 from common.folders import find_pictures
 from common.program import said
 from handlers.recognizer import ModelError
+from serving.batch.blocks import Block, DamagedBlocks, Store
 from serving.batch.decoding import Stuck
-from serving.batch.merge import is_merged, merge, merged, remove_run, unfinished
-from serving.batch.plan import check, make_plan, run_folder
+from serving.batch.manifest import UsageError, check, make_manifest, remove_run, run_folder, unfinished
+from serving.batch.result import is_merged, merge, merged
 from serving.batch.scoring import Scorer
-from serving.batch.shards import Attempt, DamagedShard, Run
 from serving.batch.tables import encode, header, progress, summary
 
 log = logging.getLogger(__name__)
@@ -33,7 +30,7 @@ log = logging.getLogger(__name__)
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 
 # What ends a run in one line. RuntimeError: no memory for torch, no more threads, a decoder that was killed.
-FAULTS = (KeyboardInterrupt, Stuck, DamagedShard, ModelError, OSError, MemoryError, RuntimeError)
+FAULTS = (KeyboardInterrupt, Stuck, DamagedBlocks, ModelError, OSError, MemoryError, RuntimeError)
 
 
 class Stopped(Exception):
@@ -95,7 +92,7 @@ def to_stdout(settings: Settings, scorer: Scorer) -> Found:
 
 
 def to_file(settings: Settings, output: Path, scorer: Scorer) -> Found:
-    """Score a shard of a run that writes `output`, and merge if it was the last.
+    """Score a shard of the run that writes `output`: list, score what is not there, merge when all is there.
 
     Returns what the whole run has. Raises UsageError, Stopped, and FAULTS before anything was scored.
     """
@@ -111,27 +108,33 @@ def to_file(settings: Settings, output: Path, scorer: Scorer) -> Found:
     }
     result = finished(settings, output)
     if not result:
-        plan = make_plan(output, settings.run, settings.shards, shared, settings.folders())
+        try:
+            manifest = make_manifest(output, settings.run, settings.shards, shared, settings.folders())
+        except (FileNotFoundError, UsageError):  # of a folder that others, who have merged, are removing
+            if not finished(settings, output):
+                raise
         result = finished(settings, output)  # others may have merged while the pictures were listed
     if result:
         check(result, shared, str(output), "name another --run")
         remove_run(run_folder(output, result["run"]))
         log.info("run %s is complete already: %s", settings.run, output)
         return Found(result["pictures"], result["unlisted"])
-    run = Run(output, plan)
-    check(plan.settings, shared, str(run.folder), "finish it with the same settings, or delete it")
-    others = [path.name for path in unfinished(output) if path != run.folder]
-    if others:
+    store = Store(output, manifest)
+    check(manifest.settings, shared, str(store.run_folder), "finish it with the same settings, or delete it")
+    if others := [run.name for run in unfinished(output) if run != store.run_folder]:
         log.info("other runs of %s are unfinished, delete what is not wanted: %s", output, ", ".join(others))
-    warn_of_samples(settings, Path(plan.folder))
+    warn_of_samples(settings, Path(manifest.folder))
+    mine = manifest.blocks(settings.shard)
     try:
-        finish(settings, run, scorer)
+        score(settings, store, store.missing(mine), manifest.pictures_in(mine), scorer)
+        finish(settings, store, output, scorer)
     except FAULTS as error:
-        if not is_merged(run):
-            kept = f"{run.done(settings.shard):,} of {run.pictures(settings.shard):,} pictures"
+        if not is_merged(output, manifest):
+            kept = f"{store.pictures_kept(mine):,} of {manifest.pictures_in(mine):,} pictures"
             raise Stopped(f"{reason(error)} after {kept}; the same command goes on from there") from error
-        end_after_others(run)
-    return Found(plan.pictures, plan.unlisted)
+        remove_run(store.run_folder)
+        log.info("%s is complete", output)  # another process has merged: this one found the store gone
+    return Found(manifest.pictures, manifest.unlisted)
 
 
 def finished(settings: Settings, output: Path) -> dict[str, Any] | None:
@@ -140,63 +143,45 @@ def finished(settings: Settings, output: Path) -> dict[str, Any] | None:
     return result if result and settings.run is not None and result.get("run") == settings.run else None
 
 
-def finish(settings: Settings, run: Run, scorer: Scorer) -> None:
-    """Complete the shard and, if it is the last, the run; a shard whose rows were damaged meanwhile is scored once
-    more.
+def score(settings: Settings, store: Store, blocks: list[int], total: int, scorer: Scorer) -> None:
+    """Score and keep `blocks`, the last of `total` pictures. Raises FAULTS.
+
+    All of them are one stream, so that no decoder waits at the end of a block.
     """
-    score_shard(settings, run, settings.shard, scorer)
-    repaired = set()
-    while not (missing := run.missing()):
-        try:
-            facts = merge(run, header(settings.format), settings.keep_old)
-            log.info("%s; wrote %s", summary(Counter(facts["counts"]), facts["seconds"], run.plan.shards), run.output)
-            return
-        except DamagedShard as damage:
-            if damage.shard in repaired or is_merged(run):
-                raise
-            repaired.add(damage.shard)
-            score_shard(settings, run, damage.shard, scorer)
-    if is_merged(run):
-        end_after_others(run)
-    else:
-        names = ", ".join(map(str, missing))
-        log.warning(
-            "shard %d of %d is complete; not yet: %s; whoever completes the last writes %s",
-            settings.shard,
-            run.plan.shards,
-            names,
-            run.output,
-        )
-
-
-def end_after_others(run: Run) -> None:
-    """Clean up after a run that another process merged: a marker of this one may have come into its folder later."""
-    remove_run(run.folder)
-    log.info("%s is complete", run.output)
-
-
-def score_shard(settings: Settings, run: Run, shard: int, scorer: Scorer) -> None:
-    """Bring a shard from where its marker says it is to its end. Its marker is put anew even if nothing is left to
-    do.
-    """
+    manifest, many = store.manifest, settings.shards > 1
+    label = f"shard {settings.shard} of {settings.shards}: " if many else ""
+    before = total - manifest.pictures_in(blocks)
+    if before:
+        log.info("%sgoing on after %s of %s pictures", label, f"{before:,}", f"{total:,}")
 
     def others() -> str:
-        return (
-            f"; all shards: {sum(map(run.done, range(run.plan.shards))):,} of {run.plan.pictures:,}"
-            if run.plan.shards > 1
-            else ""
-        )
+        return f"; all shards: {store.pictures_kept(manifest.blocks()):,} of {manifest.pictures:,}" if many else ""
 
-    marker = run.resume(shard)
-    total = run.pictures(shard)
-    label = f"shard {shard} of {run.plan.shards}: " if run.plan.shards > 1 else ""
-    if marker.done:
-        log.info("%sgoing on after %s of %s pictures", label, f"{marker.done:,}", f"{total:,}")
-    rows = scorer.rows(islice(run.paths(shard), marker.done, None), Path(run.plan.folder))
-    with Attempt(run, marker) as attempt:
-        for block in progress(rows, total, marker.done, label, others):
-            attempt.add(encode(block, settings.format, settings.escape_formulas), Counter(row.status for row in block))
-        attempt.save(complete=True)
+    waiting, rows, started = deque(blocks), [], time.monotonic()
+    scored = scorer.rows(store.paths(blocks), Path(manifest.folder))
+    for batch in progress(scored, total, before, label, others):
+        rows += batch
+        if len(rows) == manifest.rows(waiting[0]):
+            content = encode(rows, settings.format, settings.escape_formulas)
+            seconds = time.monotonic() - started
+            store.write(waiting.popleft(), Block(content, Counter(row.status for row in rows), seconds))
+            rows, started = [], started + seconds
+
+
+def finish(settings: Settings, store: Store, output: Path, scorer: Scorer) -> None:
+    """Merge if all blocks are there. Those that were damaged meanwhile are scored again, once. Raises FAULTS."""
+    if missing := store.missing(store.manifest.blocks()):
+        shards = ", ".join(map(str, sorted(set(map(store.manifest.shard, missing)))))
+        done = f"shard {settings.shard} of {settings.shards} is complete"
+        log.warning("%s; not yet: %s; whoever completes the last writes %s", done, shards, output)
+        return
+    try:
+        facts = merge(store, output, header(settings.format), settings.keep_old)
+    except DamagedBlocks as damage:
+        log.warning("%s; scoring again", damage)
+        score(settings, store, damage.blocks, store.manifest.pictures_in(damage.blocks), scorer)
+        facts = merge(store, output, header(settings.format), settings.keep_old)
+    log.info("%s; wrote %s", summary(Counter(facts["counts"]), facts["seconds"], settings.shards), output)
 
 
 def reason(error: BaseException) -> str:

@@ -12,17 +12,15 @@ import pytest
 
 from serving.batch import __main__ as batch
 from serving.batch.__main__ import DONE
-from serving.batch.plan import read_plan
-from serving.batch.shards import Run
+from serving.batch.blocks import Store
+from serving.batch.manifest import read_manifest
 from serving.batch.tables import Row
 
-PICTURES = 600  # of the fixture `pictures`
-# Statements that run before the program: checkpoints come often, and each file takes 5 ms to read, so that a test can
-# step in.
-OFTEN = "serving.batch.shards.CHECKPOINT_S = 0.05"
+# Statements that run before the program: blocks are small; each file takes 5 ms to read, so that a test can step in.
 SLOWLY = (
-    f"{OFTEN}; import time; read_file = serving.batch.decoding.read_file; serving.batch.decoding.read_file = lambda"
-    " *arguments, **options: time.sleep(0.005) or read_file(*arguments, **options)"
+    "serving.batch.manifest.BLOCK_ROWS = 64; import time; read_file = serving.batch.decoding.read_file;"
+    " serving.batch.decoding.read_file = lambda *arguments, **options: time.sleep(0.005) or read_file(*arguments,"
+    " **options)"
 )
 
 
@@ -68,17 +66,22 @@ def undisturbed(folder, *arguments):
     return printed("--input", folder, *arguments)[0]
 
 
-def run_of(output):
-    (folder,) = output.parent.glob(f"{output.name}.run-*")
-    return Run(output, read_plan(folder))
+def store_of(output):
+    """The store of the only run that is to write `output`; None if there is none yet."""
+    for folder in output.parent.glob(f"{output.name}.run-*"):
+        if manifest := read_manifest(folder):
+            return Store(output, manifest)
+    return None
 
 
 def kept(output, shard=0):
     """How many pictures of a shard are kept."""
-    try:
-        return run_of(output).done(shard)
-    except (ValueError, AttributeError):  # no folder, or no plan yet
-        return 0
+    store = store_of(output)
+    return store.pictures_kept(store.manifest.blocks(shard)) if store else 0
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 def wait_until(condition, process):

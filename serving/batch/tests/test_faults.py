@@ -2,101 +2,155 @@
 kept.
 """
 
+import contextlib
 import csv
-import errno
+import multiprocessing
 import os
-import re
 import shlex
 import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
 from common.folders import find_pictures
 from handlers.recognizer import Recognizer
-from serving.batch import shards
-from serving.batch.tests.batch_runs import OFTEN, PICTURES, SLOWLY, kept, parse, run, undisturbed, wait_until
+from serving.batch import __main__ as batch
+from serving.batch import decoding
+from serving.batch.tests.batch_runs import kept, parse, run, undisturbed
+
+
+@contextlib.contextmanager
+def meanwhile(*steps):
+    """Do each of `steps`, pairs of a condition and an action, as soon as its condition holds."""
+
+    def work():
+        for condition, action in steps:
+            while not condition():
+                if over.wait(0.01):
+                    return
+            action()
+        done.append(True)
+
+    over, done = threading.Event(), []
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert done, "a condition never held"
 
 
 @pytest.fixture
-def long_run(tmp_path, emnist, launch):
-    """A batch process that has kept some of its work, and the folder of its output, where an older CSV lies."""
-    source, output = tmp_path / "in", tmp_path / "out"
-    source.mkdir()
-    output.mkdir()
-    (output / "out.csv").write_text("the old one")
-    image = np.asarray(Image.fromarray(emnist.images[0].numpy()).resize((700, 700)))
-    Image.fromarray(image).save(source / "0.png")
-    for copy in range(1, 3000):
-        os.link(source / "0.png", source / f"{copy}.png")
-    with launch(["--input", source, "--output", output / "out.csv"], OFTEN) as process:
-        wait_until(lambda: kept(output / "out.csv"), process)
-        yield process, output
-        process.kill()
+def slow(small, call):
+    """A run that a test can step in: each file takes 5 ms to read."""
+
+    def slowly(*arguments, **options):
+        time.sleep(0.005)
+        return read_file(*arguments, **options)
+
+    def run():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoding, "read_file", slowly)
+            return call(small, "--processes", 1)
+
+    read_file = decoding.read_file
+    call.output.write_text("the old one")
+    return run
+
+
+def last_line(call, caplog):
+    """What is said of a run that was stopped and can go on."""
+    assert call.output.read_text() == "the old one"
+    done = kept(call.output)
+    assert 0 < done < 256
+    end = f" after {done} of 256 pictures; the same command goes on from there"
+    (line,) = (record.message for record in caplog.records if record.levelname == "ERROR")
+    assert line.endswith(end)
+    return line.removesuffix(end)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_the_result_alone_and_can_go_on(long_run, number):
-    process, output = long_run
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert re.fullmatch(
-        r"batch: interrupted after [0-9,]+ of 3,000 pictures; the same command goes on from there\n", stderr
-    ), stderr
-    (folder,) = output.glob("out.csv.run-*")
-    assert (output / "out.csv").read_text() == "the old one"
-    assert folder.is_dir()
+def test_an_interrupted_run_leaves_the_result_alone_and_can_go_on(slow, small, call, caplog, number):
+    with meanwhile((lambda: kept(call.output), lambda: os.kill(os.getpid(), number))):
+        assert slow() == 1
+    assert last_line(call, caplog) == "batch: interrupted"
+    assert call(small) == 0
 
 
-def test_a_killed_decoder_is_one_clear_line(long_run):
-    process, output = long_run
-    decoders = [p for p in psutil.Process(process.pid).children(recursive=True) if not p.children()]
-    max(decoders, key=lambda p: p.cpu_times().user).kill()
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert stderr.startswith(
-        "batch: a decoding process was killed, perhaps for lack of memory (try --processes 1) after "
-    )
-    assert stderr.count("\n") == 1
-    assert (output / "out.csv").read_text() == "the old one"
+def test_a_killed_decoder_is_one_clear_line(slow, call, caplog):
+    def kill_a_decoder():
+        multiprocessing.active_children()[0].kill()
+
+    with meanwhile((lambda: kept(call.output), kill_a_decoder)):
+        assert slow() == 1
+    expected = "batch: a decoding process was killed, perhaps for lack of memory (try --processes 1)"
+    assert last_line(call, caplog) == expected
 
 
-def test_decoders_that_hang_are_not_waited_for(pictures, call, launch):
-    with launch(
-        ["--input", pictures, "--output", call.output], f"{SLOWLY}; serving.batch.decoding.CHUNK_TIMEOUT_S = 3"
-    ) as hanging:
-        wait_until(lambda: kept(call.output), hanging)
-        decoders = psutil.Process(hanging.pid).children()
+def test_decoders_that_hang_are_not_waited_for(slow, call, caplog, monkeypatch):
+    def suspend():
+        decoders.extend(psutil.Process(child.pid) for child in multiprocessing.active_children())
         for decoder in decoders:
             decoder.suspend()
-        _, stderr = hanging.communicate(timeout=30)
-    assert hanging.returncode == 1
+
+    decoders = []
+    monkeypatch.setattr(decoding, "CHUNK_TIMEOUT_S", 3)
+    with meanwhile((lambda: kept(call.output), suspend)):
+        assert slow() == 1
+    assert last_line(call, caplog) == "batch: no picture was decoded for 3 s"
     assert decoders
-    assert stderr.splitlines()[-1].startswith("batch: no picture was decoded for 3 s after ")
     _, alive = psutil.wait_procs(decoders, timeout=10)
     assert not alive
 
 
-def test_a_full_disk_behind_standard_output_is_one_clear_line(pictures):
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "serving.batch", "--input", pictures],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            timeout=60,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert done.stderr == b"batch: No space left on device\n"
+def test_a_folder_that_comes_and_goes(slow, small, call, caplog, tmp_path, monkeypatch):
+    """Away as a volume is: an empty mount point is left."""
+
+    def leave():
+        small.rename(tmp_path / "away")
+        small.mkdir()
+
+    def come_back():
+        small.rmdir()
+        (tmp_path / "away").rename(small)
+
+    monkeypatch.setattr(decoding, "VOLUME_POLL_S", 0.1)
+    expected = undisturbed(small)
+    waiting = f"{small} is empty or cannot be listed: waiting up to 60 s for it to come back"
+    with meanwhile((lambda: kept(call.output), leave), (lambda: waiting in caplog.text, come_back)):
+        assert slow() == 0
+    assert f"{small} is back" in caplog.text
+    assert call.output.read_bytes() == expected
+
+
+def test_a_folder_that_stays_away(slow, small, call, caplog, tmp_path, monkeypatch):
+    expected = undisturbed(small)
+    monkeypatch.setattr(decoding, "VOLUME_TIMEOUT_S", 1)
+    monkeypatch.setattr(decoding, "VOLUME_POLL_S", 0.1)
+    with meanwhile((lambda: kept(call.output), lambda: small.rename(tmp_path / "away"))):
+        assert slow() == 1
+    assert last_line(call, caplog) == f"batch: {small} did not come back within 1 s"
+    (tmp_path / "away").rename(small)
+    assert call(small) == 0
+    assert call.output.read_bytes() == expected
+
+
+def test_a_full_disk_behind_standard_output_is_one_clear_line(small, monkeypatch, caplog):
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=full))
+        assert batch.main(["--input", str(small)]) == 1
+    assert caplog.messages == ["batch: No space left on device"]
 
 
 def test_a_picture_of_500_megapixels_is_a_row(tmp_path):
@@ -122,66 +176,6 @@ def test_a_picture_that_vanishes_is_a_row(small, call):
     assert call(small, *same, 1) == 0
     *_, last = csv.reader(call.output.read_text().splitlines())
     assert last == [gone, "", "", "", "error", "unreadable: No such file or directory"]
-
-
-def test_a_folder_that_comes_and_goes(pictures, call, launch, tmp_path):
-    """Away as a volume is: an empty mount point is left."""
-    expected = undisturbed(pictures)
-    process = launch(["--input", pictures, "--output", call.output], SLOWLY)
-    wait_until(lambda: kept(call.output), process)
-    pictures.rename(tmp_path / "away")
-    pictures.mkdir()
-    line = process.stderr.readline()
-    assert f"{pictures} is empty or cannot be listed: waiting up to 60 s for it to come back" in line
-    pictures.rmdir()
-    (tmp_path / "away").rename(pictures)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert f"{pictures} is back" in stderr
-    assert call.output.read_bytes() == expected
-
-
-def test_a_folder_that_stays_away(pictures, call, launch, tmp_path):
-    expected = undisturbed(pictures)
-    process = launch(
-        ["--input", pictures, "--output", call.output], f"{SLOWLY}; serving.batch.decoding.VOLUME_TIMEOUT_S = 1"
-    )
-    wait_until(lambda: kept(call.output), process)
-    pictures.rename(tmp_path / "away")
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1
-    last = stderr.splitlines()[-1]
-    assert last.startswith(f"batch: {pictures} did not come back within 1 s after ")
-    assert last.endswith(" of 600 pictures; the same command goes on from there")
-    (tmp_path / "away").rename(pictures)
-    assert 0 < kept(call.output) < PICTURES
-    assert call(pictures) == 0
-    assert call.output.read_bytes() == expected
-
-
-def test_rows_that_a_failed_sync_may_have_lost_are_not_counted(small, call, monkeypatch, caplog):
-    """As NFS tells of a full volume: once, and the pages are gone."""
-    calls = 0
-
-    def fail_once(descriptor):
-        nonlocal calls
-        if "/shard-0-" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
-            calls += 1
-            if calls == 2:
-                os.ftruncate(descriptor, os.fstat(descriptor).st_size - 100)
-                raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(descriptor)
-
-    fsync = os.fsync
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "CHECKPOINT_S", 0.0)
-        patch.setattr(os, "fsync", fail_once)
-        assert call(small, "--run", "one") == 1
-    assert "No space left on device after 64 of 256 pictures" in caplog.text
-    assert call(small, "--run", "one") == 0
-    assert "going on after 64 of 256 pictures" in caplog.text
-    assert "damaged" not in caplog.text
-    assert call.output.read_bytes() == undisturbed(small)
 
 
 TORCHSCRIPT = (
@@ -217,46 +211,10 @@ def test_a_signal_after_the_result_changes_nothing(small, call, monkeypatch):
     assert call(small) == 0
 
 
-def test_closed_streams(tmp_path):
-    program, output = f"{shlex.quote(sys.executable)} -m serving.batch", shlex.quote(f"{tmp_path}/out.csv")
-    done = subprocess.run(["bash", "-c", f"{program} >&-"], capture_output=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert done.stderr == b"batch: standard output is closed; name a file with --output\n"
-    done = subprocess.run(
-        ["bash", "-c", f"{program} --output {output} 2>&-"], capture_output=True, timeout=60, check=False
-    )
-    assert done.returncode == 0
+def test_closed_streams(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert batch.main([]) == 2
+    assert caplog.messages == ["batch: standard output is closed; name a file with --output"]
+    command = f"{shlex.quote(sys.executable)} -m serving.batch --output {shlex.quote(f'{tmp_path}/out.csv')} 2>&-"
+    assert subprocess.run(["bash", "-c", command], timeout=60, check=False).returncode == 0
     assert len(parse((tmp_path / "out.csv").read_text())) == 13
-
-
-DISK = """
-set -e
-batch() {{ {python} -m serving.batch --input {pictures} --run one --output {disk}/out.csv; }}
-mount -t tmpfs -o size=56k none {disk}
-batch && exit 50 || echo "exit $?" >&2
-mount -o remount,ro {disk}
-batch && exit 51 || echo "exit $?" >&2
-mount -o remount,rw,size=1m {disk}
-batch
-cat {disk}/out.csv
-"""
-
-
-def test_a_full_disk_and_one_that_turned_read_only(small, tmp_path):
-    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
-    probe = subprocess.run([*unshare, "mount", "-t", "tmpfs", "none", tmp_path], check=False, capture_output=True)
-    if probe.returncode:
-        pytest.skip("no mount namespaces here")
-    (tmp_path / "disk").mkdir()
-    script = DISK.format(
-        python=shlex.quote(sys.executable), pictures=shlex.quote(str(small)), disk=shlex.quote(str(tmp_path / "disk"))
-    )
-    done = subprocess.run([*unshare, "bash", "-c", script], capture_output=True, timeout=120, check=False)
-    stderr = done.stderr.decode()
-    assert done.returncode == 0, stderr
-    assert done.stdout == undisturbed(small)
-    assert "No space left on device" in stderr
-    assert "Read-only file system" in stderr
-    assert stderr.count("exit 1\n") == 2
-    assert stderr.count("of 256 pictures; the same command goes on from there\n") == 2
-    assert "Traceback" not in stderr
